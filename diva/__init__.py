@@ -1,0 +1,1 @@
+"""Distilled Voice Assistants: a frozen text LLM learns to hear."""

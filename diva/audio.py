@@ -1,0 +1,130 @@
+"""Bytes -> mono 16 kHz waveform -> log-mel, and the arithmetic between samples and frames.
+
+Everything downstream speaks of samples at 16 kHz, mel frames of 10 ms (T) and encoder frames of 20 ms (F).
+"""
+
+import io
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor, nn
+from transformers.audio_utils import mel_filter_bank
+
+from diva.errors import AudioFault
+
+SAMPLE_RATE = 16_000
+N_FFT = 400
+HOP_SAMPLES = 160  # one mel frame, 10 ms
+SAMPLES_PER_FRAME = 2 * HOP_SAMPLES  # one encoder frame, 20 ms
+WHISPER_SECONDS = 30.0
+# Whisper learned on 30 s windows, in which speech is followed by silence; an encoder that sees none of it
+# after the last word shifts its frames. One second keeps their cosine to the 30 s ones at 0.98 to 0.99.
+TAIL_SECONDS = 1.0
+# Frames past the last valid one that the two convolutions look at: 2 mel frames, here with room to spare.
+# They are always present as silence, so a clip's frames do not depend on the batch it is in.
+_MARGIN_SAMPLES = 4 * HOP_SAMPLES
+# Peak below which a clip is silence: -60 dB of full scale.
+SILENCE_PEAK = 1e-3
+
+
+def decode(source: str | Path | bytes, max_seconds: float = WHISPER_SECONDS) -> np.ndarray:
+    """Read audio in any format and rate that libsndfile knows as float32 mono at 16 kHz, [S] in [-1, 1].
+
+    Raises AudioFault (missing file, damaged audio, zero length, too long, silence). The length is checked
+    against the header before anything is read, so a header that claims hours costs nothing.
+    """
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise AudioFault("missing file", str(source))
+    name = "bytes" if isinstance(source, bytes) else str(source)
+    try:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
+            seconds = file.frames / file.samplerate
+            if seconds > max_seconds:
+                raise AudioFault("too long", f"{name} lasts {seconds:.1f} s, the limit is {max_seconds:g} s")
+            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
+    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+        raise AudioFault("damaged audio", f"{name}: {error}") from error
+    return to_mono_16khz(samples, rate, name)
+
+
+def to_mono_16khz(samples: np.ndarray, rate: int, name: str = "array") -> np.ndarray:
+    """[S] or [S, channels] at `rate` Hz -> float32 [S] at 16 kHz; AudioFault where nothing can be heard."""
+    if samples.ndim == 2:
+        samples = samples.mean(axis=1)
+    if len(samples) == 0:
+        raise AudioFault("zero length", f"{name} holds no samples")
+    if not np.isfinite(samples).all():
+        raise AudioFault("damaged audio", f"{name} holds samples that are not finite")
+    waveform = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+    if rate != SAMPLE_RATE:
+        waveform = _resampler(rate)(waveform)
+    if waveform.abs().max() < SILENCE_PEAK:
+        raise AudioFault("silence", f"{name} never rises above {SILENCE_PEAK:g} of full scale")
+    return waveform.numpy()
+
+
+@lru_cache(maxsize=8)
+def _resampler(rate: int) -> torchaudio.transforms.Resample:
+    return torchaudio.transforms.Resample(rate, SAMPLE_RATE)
+
+
+def valid_frames(samples: Tensor) -> Tensor:
+    """Encoder frames that speak for a clip of this many samples: its own and those of the silent tail."""
+    return (samples + int(TAIL_SECONDS * SAMPLE_RATE)) // SAMPLES_PER_FRAME
+
+
+def padded_samples(seconds: float) -> int:
+    """Samples that a batch needs so that clips of up to `seconds` have their tail and the margin behind it.
+
+    Never more than Whisper's 30 s window, where a long clip simply has a shorter tail.
+    """
+    wanted = int(np.ceil((seconds + TAIL_SECONDS) * SAMPLE_RATE / SAMPLES_PER_FRAME)) * SAMPLES_PER_FRAME
+    return min(wanted + _MARGIN_SAMPLES, int(WHISPER_SECONDS * SAMPLE_RATE))
+
+
+def one_clip(waveform: np.ndarray) -> tuple[Tensor, Tensor]:
+    """[S] -> a batch of one: waveforms [1, S'] with the silent tail the encoder wants, samples [1]."""
+    samples = len(waveform)
+    padded = np.pad(waveform, (0, padded_samples(samples / SAMPLE_RATE) - samples))
+    return torch.from_numpy(padded).unsqueeze(0), torch.tensor([samples])
+
+
+class LogMel(nn.Module):
+    """Whisper's log-mel spectrogram, batched, on whatever device the waveforms are on.
+
+    Equal to transformers' WhisperFeatureExtractor (Radford et al. 2022, section 2.2); `num_mel_bins` is 80,
+    or 128 for large-v3.
+    """
+
+    filters: Tensor
+    window: Tensor
+
+    def __init__(self, num_mel_bins: int = 80):
+        super().__init__()
+        filters = mel_filter_bank(
+            num_frequency_bins=1 + N_FFT // 2,
+            num_mel_filters=num_mel_bins,
+            min_frequency=0.0,
+            max_frequency=8000.0,
+            sampling_rate=SAMPLE_RATE,
+            norm="slaney",
+            mel_scale="slaney",
+        )
+        self.register_buffer("filters", torch.from_numpy(filters).float().T.contiguous(), persistent=False)
+        self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """Waveforms [B, S] -> log-mel [B, M, T], T = S // 160, in float32 under autocast too."""
+        with torch.autocast(waveforms.device.type, enabled=False):
+            stft = torch.stft(
+                waveforms.float(), N_FFT, HOP_SAMPLES, window=self.window.float(), return_complex=True
+            )
+            power = stft[..., :-1].abs().square()
+            log_mel = (self.filters.float() @ power).clamp(min=1e-10).log10()
+            # Each clip's own peak sets its floor, 80 dB below.
+            log_mel = torch.maximum(log_mel, log_mel.amax(dim=(1, 2), keepdim=True) - 8.0)
+            return (log_mel + 4.0) / 4.0

@@ -1,0 +1,183 @@
+"""What runs beside training: checkpoints, the progress bar, sample responses, throughput."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from diva.audio import one_clip
+from diva.data.batch import transcript_tokens
+
+
+class LastCheckpoint(Callback):
+    """Keeps `last.ckpt`: every `every_n_steps`, at the end, and before the run obeys a SIGTERM (preemption).
+
+    It is written beside its place and then renamed, so a killed run never leaves half a checkpoint.
+    """
+
+    def __init__(self, folder: str | Path, every_n_steps: int):
+        self.path = Path(folder) / "last.ckpt"
+        self.every_n_steps = every_n_steps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx
+    ) -> None:
+        due = trainer.global_step % self.every_n_steps == 0
+        if due or trainer.received_sigterm:
+            self._save(trainer)
+        if trainer.received_sigterm:
+            raise SIGTERMException
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        trainer.save_checkpoint(temporary)  # a collective: every rank takes part, rank 0 writes
+        if trainer.is_global_zero:
+            os.replace(temporary, self.path)
+
+
+class Throughput(Callback):
+    """Logs clips per second over the whole job, and which share of the step was spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.clips = 0
+        self.seconds = 0.0
+        self.waited = 0.0
+        self._step_started = self._step_ended = 0.0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._step_ended = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._step_ended = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch, batch_idx) -> None:
+        self._step_started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx
+    ) -> None:
+        now = time.perf_counter()
+        clips = int(batch.valid.sum()) * trainer.world_size
+        seconds, waited = now - self._step_ended, self._step_started - self._step_ended
+        self.clips += clips
+        self.seconds += seconds
+        self.waited += waited
+        self._step_ended = now
+        values = {"train/clips_per_second": clips / seconds, "train/data_wait_fraction": waited / seconds}
+        module.log_dict(values, batch_size=max(clips, 1))
+
+    @property
+    def clips_per_second(self) -> float:
+        """Mean over the run, validation apart."""
+        return self.clips / self.seconds if self.seconds else 0.0
+
+
+class RunProgress(Callback):
+    """One bar for the whole run: step, loss, clips per second, time left."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._progress.add_task(
+            "training", total=trainer.max_steps, completed=trainer.global_step, figures=""
+        )
+        self._progress.start()
+
+    @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx
+    ) -> None:
+        if self._progress is None:
+            return
+        logged = trainer.callback_metrics
+        figures = f"loss {logged['train/loss']:.3f}  {logged['train/clips_per_second']:.1f} clips/s"
+        self._progress.update(self._task, completed=trainer.global_step, figures=figures)
+
+    @rank_zero_only
+    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if self._progress is None or trainer.sanity_checking:
+            return
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("train/")}
+        line = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        self._progress.console.print(f"step {trainer.global_step}: {line}", highlight=False)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+class SampleResponses(Callback):
+    """At the end of training: some held-out questions, what the text teacher answers and what the student hears.
+
+    Writes `responses.tsv` into the run's folder and prints the same as a table.
+    """
+
+    def __init__(self, folder: str | Path, count: int = 8, max_new_tokens: int = 24):
+        self.folder = Path(folder)
+        self.count = count
+        self.max_new_tokens = max_new_tokens
+        self.rows: list[tuple[str, str, str]] = []
+
+    @rank_zero_only
+    @torch.no_grad()
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        module.eval()
+        with trainer.precision_plugin.forward_context():
+            self.rows = self._responses(trainer, module)
+        table = Table("spoken question", "teacher, reading", "student, hearing", title="Held-out speech")
+        lines = ["question\tteacher\tstudent"]
+        for row in self.rows:
+            table.add_row(*row)
+            lines.append("\t".join(row))
+        (self.folder / "responses.tsv").write_text("\n".join(lines) + "\n")
+        Console(stderr=True).print(table)
+
+    def _responses(self, trainer: Trainer, module: LightningModule) -> list[tuple[str, str, str]]:
+        data, model = trainer.datamodule, module.model
+        manifest = next(iter(data.val.values()))
+        rows = []
+        for index in range(min(self.count, len(manifest))):
+            text = manifest.text(index)
+            (token_ids,) = transcript_tokens(data.tokenizer, [text])
+            waveforms, samples = (x.to(module.device) for x in one_clip(manifest.waveform(index)))
+            heard = model.answer(waveforms, samples, self.max_new_tokens)
+            read = model.answer_text(torch.tensor(token_ids, device=module.device), self.max_new_tokens)
+            answers = (data.tokenizer.decode(ids[0], skip_special_tokens=True) for ids in (read, heard))
+            rows.append((text, *(" ".join(answer.split()) for answer in answers)))
+        return rows

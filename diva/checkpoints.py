@@ -1,0 +1,65 @@
+"""Adapter-only state: what a checkpoint holds, what an export holds, and how both are read again."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from diva.errors import UserError
+
+ADAPTER_PREFIX = "model.adapter."
+
+
+def adapter_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The trainable part of a training module's state: no frozen weight ever goes to disk."""
+    return {key: value for key, value in state.items() if key.startswith(ADAPTER_PREFIX)}
+
+
+def check_adapter_keys(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raise UserError unless names and shapes agree: loading is not strict, so nothing else would notice."""
+    missing = sorted(expected.keys() - found.keys())
+    surplus = sorted(found.keys() - expected.keys())
+    if missing or surplus:
+        raise UserError(
+            f"the checkpoint is of another adapter: it lacks {missing[:3]} and has {surplus[:3]} besides;"
+            " resume with the model config of the run it comes from"
+        )
+    for key, value in found.items():
+        if value.shape != expected[key].shape:
+            raise UserError(
+                f"the checkpoint is of another adapter: {key} has shape {list(value.shape)}, the model"
+                f" {list(expected[key].shape)}; resume with the model config of the run it comes from"
+            )
+
+
+def check_resumable(path: Path) -> None:
+    """Raise UserError unless `path` is a whole checkpoint."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the run to resume has not saved a checkpoint yet")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        assert "state_dict" in state
+    except (RuntimeError, EOFError, AssertionError, pickle.UnpicklingError, OSError) as error:
+        raise UserError(f"{path} is damaged and cannot be resumed from ({str(error)[:100]})") from error
+
+
+def write_export(folder: Path, adapter: nn.Module, model_config: dict) -> None:
+    """Write `adapter.safetensors` and `config.json`, which names the frozen parts instead of holding them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: value.detach().cpu().contiguous() for key, value in adapter.state_dict().items()}
+    save_file(state, folder / "adapter.safetensors.tmp", metadata={"format": "pt"})
+    os.replace(folder / "adapter.safetensors.tmp", folder / "adapter.safetensors")
+    (folder / "config.json").write_text(json.dumps(model_config, indent=2) + "\n")
+
+
+def read_export(folder: Path) -> tuple[dict, dict[str, Tensor]]:
+    """The model config and adapter weights of an export. Raises UserError where it is none."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        return config, load_file(folder / "adapter.safetensors")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} is not a readable export of a run: {error}") from error

@@ -1,0 +1,206 @@
+"""What every command line of diva shares: Hydra composition with readable errors, and exit codes.
+
+Exit codes: 0 done, 2 the user's input is wrong (one line says what and how to mend it), 1 our fault.
+"""
+
+import difflib
+import functools
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diva.errors import UserError
+
+# In a clone `configs/` stands beside the package; an installed wheel carries it inside.
+_CANDIDATES = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+CONFIG_DIR = next((str(folder) for folder in _CANDIDATES if folder.is_dir()), str(_CANDIDATES[0]))
+_RESERVED = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+_DIFFERENCES_ONLY = {"experiment", "hydra"}  # groups whose files only change what others declare
+_FREE = {"data.val_splits", "logger"}  # mappings whose keys are the user's to choose
+
+
+def exit_codes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn a UserError into one line on stderr and exit code 2."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            fail(error)
+
+    return wrapped
+
+
+def fail(error: UserError | str) -> None:
+    """Say what is wrong in one line and leave with exit code 2."""
+    print(f"diva: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def check_command_line(config_name: str) -> None:
+    """Compose what `sys.argv` asks for before Hydra runs, and raise UserError for anything misspelt in it."""
+    parsed = get_args_parser().parse_args()
+    if parsed.help or parsed.hydra_help or parsed.shell_completion or parsed.info:
+        return
+    check_overrides(config_name, parsed.overrides, parsed.config_dir)
+
+
+def check_overrides(config_name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
+    """Compose `config_name` with `overrides` (the first choice of each sweep) and check every key of the result."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        extra = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+        try:
+            first = [_first_choice(override) for override in _parse(overrides)]
+            config = compose(config_name, overrides=first + extra)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise UserError(_explain(error, config_name)) from error
+    known = _declared_keys(config_name, config_dir)
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    for key, value in plain.items():
+        _check_names([key], known[""], "")
+        check_keys(value, str(key), known)
+    _check_missing(plain)
+    return config
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise UserError(f"cannot read the override: {str(error).splitlines()[0]}") from error
+
+
+def _first_choice(override: Override) -> str:
+    if not override.is_sweep_override():
+        return str(override.input_line)
+    value = next(iter(override.sweep_string_iterator()))
+    return f"{override.get_key_element()}={value}"
+
+
+def _declared_keys(config_name: str, config_dir: str | None) -> dict[str, set[str]]:
+    """For every path without a `_target_`: the keys that the primary config and the groups' files give it.
+
+    Experiments are left out: they may only change what is declared elsewhere, so that a misspelt key in one
+    is an error instead of a new key that nothing reads.
+    """
+    known: dict[str, set[str]] = {"": set()}
+    folders = [Path(folder) for folder in (CONFIG_DIR, config_dir) if folder]
+    primary = next(file for folder in folders if (file := folder / f"{config_name}.yaml").is_file())
+    _declare(_raw(primary), "", known)
+    for folder in folders:
+        for file in folder.glob("*/**/*.yaml"):
+            group = file.parent.relative_to(folder).as_posix().replace("/", ".")
+            if group.split(".")[0] not in _DIFFERENCES_ONLY:
+                known[""].add(group.split(".")[0])
+                _declare(_raw(file), group, known)
+    return known
+
+
+def _raw(file: Path) -> dict[str, Any]:
+    raw = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    return (
+        {str(key): value for key, value in raw.items() if key != "defaults"} if isinstance(raw, dict) else {}
+    )
+
+
+def _declare(node: dict[str, Any], path: str, known: dict[str, set[str]]) -> None:
+    known.setdefault(path, set()).update(map(str, node))
+    for key, child in node.items():
+        if isinstance(child, dict):
+            _declare(child, f"{path}.{key}" if path else str(key), known)
+
+
+def check_keys(node: Any, path: str, known: dict[str, set[str]]) -> None:
+    """Keys of a node with a `_target_` must be its parameters, those of others must be declared; recursive."""
+    if isinstance(node, list):
+        for index, child in enumerate(node):
+            check_keys(child, f"{path}[{index}]", known)
+    if not isinstance(node, dict):
+        return
+    if "_target_" in node:
+        _check_names(node.keys() - _RESERVED, _parameters(node["_target_"], path), path)
+    elif path in known and path not in _FREE:
+        _check_names(node.keys(), known[path], path)
+    for key, child in node.items():
+        check_keys(child, f"{path}.{key}", known)
+
+
+def _parameters(target: str, path: str) -> set[str] | None:
+    """Names that a target takes, or None where it takes any."""
+    try:
+        found = locate(target)
+    except Exception as error:
+        raise UserError(f"{path}._target_={target} cannot be imported: {error}") from error
+    if not callable(found):
+        raise UserError(f"{path}._target_={target} cannot be found: no such module or no such name in it")
+    parameters = inspect.signature(found).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {parameter.name for parameter in parameters}
+
+
+def _check_names(names: Any, known: set[str] | None, path: str) -> None:
+    for name in names:
+        if known is not None and name not in known:
+            full = f"{path}.{name}" if path else name
+            raise UserError(f"there is no key '{full}'{_nearest(str(name), known, path)}")
+
+
+def _nearest(name: str, known: set[str], path: str = "") -> str:
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if match:
+        return f"; did you mean '{path}.{match[0]}'?" if path else f"; did you mean '{match[0]}'?"
+    return f"; there are: {', '.join(sorted(known))}"
+
+
+def _check_missing(node: Any, path: str = "") -> None:
+    if node == "???":
+        raise UserError(f"{path} has no value: give it on the command line, {path}=VALUE")
+    if isinstance(node, dict):
+        for key, child in node.items():
+            _check_missing(child, f"{path}.{key}" if path else str(key))
+
+
+def _explain(error: Exception, config_name: str) -> str:
+    """Hydra's composition errors as one line with the nearest right name."""
+    text = str(error)
+    if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        group, choice = match.groups()
+        folder = Path(CONFIG_DIR) / group
+        known = {file.stem for file in folder.glob("*.yaml")}
+        return f"there is no {group}={choice}{_nearest(choice, known)}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match.group(1)
+        parent, _, last = key.rpartition(".")
+        return f"there is no key '{key}'{_nearest(last, _siblings(config_name, parent), parent)}"
+    if match := re.search(r"Could not override '([^']+)'\.\s*No match", text):
+        return f"there is no group '{match.group(1)}'"
+    return text.splitlines()[0]
+
+
+def _siblings(config_name: str, parent: str) -> set[str]:
+    """Keys beside a misspelt one, in the default composition."""
+    config = compose(config_name, return_hydra_config=False)
+    node = OmegaConf.select(config, parent, throw_on_missing=False) if parent else config
+    if isinstance(node, DictConfig):
+        return {str(key) for key in node}
+    if isinstance(node, ListConfig) or parent == "":
+        return {str(key) for key in config}
+    top = parent.split(".")[0]
+    return {str(key) for key in config} if top not in config else {top}

@@ -1,0 +1,1 @@
+"""Corpora become one manifest, the manifest becomes batches."""

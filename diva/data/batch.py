@@ -1,0 +1,144 @@
+"""One batch of speech, and the dataset that makes it from rows of a manifest."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from diva.audio import SAMPLE_RATE
+from diva.data.manifest import Manifest, Skip
+from diva.errors import AudioFault
+
+EMPTY_ROW = -1
+
+
+class BatchPlan(NamedTuple):
+    """What a sampler asks the dataset for."""
+
+    clips: list[int]  # indices into the manifest, EMPTY_ROW where a row is there for its shape only
+    padded_samples: int  # samples of every row: the bucket's shape
+
+
+@dataclass
+class SpeechBatch:
+    """B clips of one bucket. A row that is empty, or whose clip was at fault, has no samples and no tokens."""
+
+    waveforms: Tensor  # [B, S] float32 at 16 kHz, zero-padded to the bucket's S
+    samples: Tensor  # [B] int64, samples of each clip; 0 for an empty row
+    token_ids: Tensor  # [B, N] int64 transcript tokens without special tokens, zero-padded to N = max_tokens
+    tokens: Tensor  # [B] int64, transcript tokens of each clip; 0 for an empty row
+    clips: Tensor  # [B] int64, index of each clip in its manifest; EMPTY_ROW for an empty row
+    faults: list[Skip] = field(default_factory=list)  # clips of this batch that could not be heard
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def valid(self) -> Tensor:
+        """[B] bool: rows that hold a clip."""
+        return self.tokens > 0
+
+    def micro_batches(self, size: int) -> list["SpeechBatch"]:
+        """Contiguous slices of at most `size` rows; the faults stay with the whole batch."""
+        starts = range(0, len(self), size)
+        return [self._each(itemgetter(slice(start, start + size)), faults=[]) for start in starts]
+
+    def to(self, device: torch.device | str) -> "SpeechBatch":
+        """The batch on `device`; Lightning moves batches with this."""
+        non_blocking = torch.device(device).type == "cuda"  # from pinned memory; a race on mps
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking), self.faults)
+
+    def pin_memory(self) -> "SpeechBatch":
+        """The batch in page-locked memory; DataLoader(pin_memory=True) calls this."""
+        return self._each(Tensor.pin_memory, self.faults)
+
+    def _each(self, change: Callable[[Tensor], Tensor], faults: list[Skip]) -> "SpeechBatch":
+        return SpeechBatch(
+            waveforms=change(self.waveforms),
+            samples=change(self.samples),
+            token_ids=change(self.token_ids),
+            tokens=change(self.tokens),
+            clips=change(self.clips),
+            faults=faults,
+        )
+
+
+class SpeechDataset(Dataset[SpeechBatch]):
+    """Loads whole batches: give it to a DataLoader with `batch_size=None` and a sampler of BatchPlans.
+
+    A clip that cannot be decoded, or turns out longer than its bucket (a wrong entry in clip_durations.tsv),
+    leaves its row empty and is named in `faults`: one bad file never ends a run.
+    """
+
+    def __init__(self, manifest: Manifest, tokenizer: PreTrainedTokenizerBase, max_tokens: int):
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, plan: BatchPlan) -> SpeechBatch:
+        rows = len(plan.clips)
+        batch = SpeechBatch(
+            waveforms=torch.zeros(rows, plan.padded_samples),
+            samples=torch.zeros(rows, dtype=torch.int64),
+            token_ids=torch.zeros(rows, self.max_tokens, dtype=torch.int64),
+            tokens=torch.zeros(rows, dtype=torch.int64),
+            clips=torch.full((rows,), EMPTY_ROW),
+        )
+        for row, clip in enumerate(plan.clips):
+            if clip == EMPTY_ROW:
+                continue
+            try:
+                waveform, ids = self._waveform(clip, plan.padded_samples), self._tokens(clip)
+            except AudioFault as fault:
+                clip_id = self.manifest.clips["clip_id"][clip].as_py()
+                batch.faults.append(Skip(clip_id, fault.reason, fault.detail))
+                continue
+            batch.waveforms[row, : len(waveform)] = torch.from_numpy(waveform)
+            batch.samples[row] = len(waveform)
+            batch.token_ids[row, : len(ids)] = torch.tensor(ids)
+            batch.tokens[row] = len(ids)
+            batch.clips[row] = clip
+        return batch
+
+    def _waveform(self, clip: int, limit: int) -> np.ndarray:
+        """[S] of a clip, S <= limit. The silent tail absorbs listed durations that are a little short."""
+        waveform = self.manifest.waveform(clip)
+        if len(waveform) > limit:
+            listed = self.manifest.durations[clip]
+            raise AudioFault(
+                "too long for its bucket",
+                f"it lasts {len(waveform) / SAMPLE_RATE:.2f} s, its listed duration is {listed:.2f} s",
+            )
+        return waveform
+
+    def _tokens(self, clip: int) -> list[int]:
+        """The 1 to max_tokens token ids of a clip's transcript."""
+        ids = transcript_tokens(self.tokenizer, [self.manifest.text(clip)])[0]
+        if fault := transcript_fault(len(ids), self.max_tokens):
+            raise fault
+        return ids
+
+
+def transcript_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text, without BOS, EOS or any other special token."""
+    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+
+
+def transcript_fault(tokens: int, max_tokens: int) -> AudioFault | None:
+    """Why a transcript of so many tokens cannot be learned from, if it cannot."""
+    if tokens == 0:
+        return AudioFault("empty text", "the tokenizer finds no token in the transcript")
+    if tokens > max_tokens:
+        return AudioFault(
+            "too many tokens", f"{tokens} transcript tokens, the model has {max_tokens} query tokens"
+        )
+    return None

@@ -1,0 +1,226 @@
+"""Length buckets: which clips share a batch, in which order, on which rank, and how to go on after a break.
+
+A global batch comes from one bucket, so every rank has the same shape at every step and the set of shapes is
+finite: as many as there are buckets.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from diva.audio import padded_samples
+from diva.data.batch import EMPTY_ROW, BatchPlan, SpeechBatch
+from diva.errors import UserError
+
+EDGE_SECONDS = 0.1  # edges are multiples of this
+
+
+def bucket_edges(durations: np.ndarray, num_buckets: int) -> list[float]:
+    """The at most `num_buckets` upper edges in seconds that pad `durations` [n] (seconds) the least.
+
+    Exact: dynamic programming over multiples of 0.1 s. The last edge is not below the longest clip.
+    """
+    steps, counts = np.unique(_edge_steps(durations), return_counts=True)
+    # Clips between two candidates i < j cost j's shape each; cost[i, j] = shape_j * clips in (i, j].
+    shapes = np.array([padded_samples(step * EDGE_SECONDS) for step in steps], dtype=np.float64)
+    clips_up_to = np.concatenate([[0], np.cumsum(counts)])
+    cost = shapes[None, :] * (clips_up_to[None, 1:] - clips_up_to[:-1, None])
+    cost[np.tril_indices(len(steps), -1)] = np.inf  # cost[i, j]: one bucket from candidate i to j, i <= j
+    best = cost[0]  # best[j]: least cost of candidates 0..j in the buckets so far
+    starts: list[np.ndarray] = []  # starts[k][j]: where the last of k + 2 buckets that end at j begins
+    for _ in range(min(num_buckets, len(steps)) - 1):
+        split = best[:-1, None] + cost[1:]  # the last bucket begins at candidate i + 1
+        choice = split.argmin(axis=0)
+        starts.append(choice + 1)
+        best = split[choice, np.arange(len(steps))]
+    edges, last = [], len(steps) - 1
+    for start in reversed(starts):
+        edges.append(last)
+        last = start[last] - 1
+    edges.append(last)
+    return [round(float(steps[edge]) * EDGE_SECONDS, 1) for edge in reversed(edges)]
+
+
+def _edge_steps(durations: np.ndarray) -> np.ndarray:
+    """Durations in seconds -> int64 multiples of 0.1 s, rounded up but for float32's own error."""
+    return np.ceil(np.round(np.asarray(durations, dtype=np.float64) / EDGE_SECONDS, 3)).astype(np.int64)
+
+
+class BucketBatchSampler(Sampler[BatchPlan]):
+    """Batches of clips of like length, the share of one rank.
+
+    Every epoch has every clip once. What does not fill a batch moves up to the next larger bucket, and the
+    last batch is completed with empty rows. The order is a function of `seed` and the epoch alone: ranks take
+    contiguous slices of the same global batches, so a run can be continued on another number of ranks.
+
+    Args:
+        durations: [n] seconds.
+        edges: upper edges of the buckets in seconds, ascending (`bucket_edges`).
+        batch_size: clips of the global batch; UserError unless `world_size` divides it.
+    """
+
+    def __init__(
+        self,
+        durations: np.ndarray,
+        edges: list[float],
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if batch_size % world_size:
+            raise UserError(
+                f"data.batch_size={batch_size} cannot be shared by {world_size} devices: "
+                f"choose a multiple of {world_size}"
+            )
+        self.durations = np.asarray(durations, dtype=np.float64)
+        self.edges = np.asarray(edges)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self._rows = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self._buckets = assign_buckets(self.durations, edges)  # [n]
+        self.first = 0  # the batch of the epoch that the next iteration begins with
+
+    def __len__(self) -> int:
+        return -(-len(self.durations) // self.batch_size)
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        clips, buckets = self.plan(self.epoch)
+        shapes = [padded_samples(edge) for edge in self.edges]
+        for step in range(self.first, len(self)):
+            yield BatchPlan(clips[step, self._rows].tolist(), shapes[buckets[step]])
+
+    def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The global batches of an epoch in order: clips [steps, batch_size] and bucket [steps]."""
+        rng = np.random.default_rng([self.seed, epoch])
+        shuffled = rng.permutation(len(self.durations))
+        by_bucket = shuffled[np.argsort(self._buckets[shuffled], kind="stable")]
+        ends = np.cumsum(np.bincount(self._buckets, minlength=len(self.edges)))
+        clips, buckets = [], []
+        # What a bucket leaves over stays just before the next bucket's clips, and so is batched with them.
+        start = 0
+        for bucket, end in enumerate(ends):
+            steps = (end - start) // self.batch_size
+            clips.append(by_bucket[start : start + steps * self.batch_size])
+            buckets.append(np.full(steps, bucket))
+            start += steps * self.batch_size
+        if left := len(by_bucket) - start:
+            clips += [by_bucket[start:], np.full(self.batch_size - left, EMPTY_ROW)]
+            buckets.append(np.array([len(self.edges) - 1]))
+        order = rng.permutation(len(self))
+        return np.concatenate(clips).reshape(-1, self.batch_size)[order], np.concatenate(buckets)[order]
+
+    def padding_fraction(self, epoch: int) -> float:
+        """Share of an epoch's samples that is padding up to the bucket's edge, empty rows included.
+
+        The silent tail that every clip has by design (`diva.audio.TAIL_SECONDS`) does not count.
+        """
+        _, buckets = self.plan(epoch)
+        return 1.0 - float(self.durations.sum() / (self.edges[buckets].sum() * self.batch_size))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; Lightning calls this."""
+        self.epoch = epoch
+
+    def identity(self) -> dict[str, int]:
+        """What has to be the same for an epoch's order to be the same."""
+        return {"seed": self.seed, "clips": len(self.durations), "batch_size": self.batch_size}
+
+
+class ResumableLoader(DataLoader[SpeechBatch]):
+    """Loads the batches of a BucketBatchSampler, and knows how many of them were taken, not merely prefetched.
+
+    Lightning keeps its state in the checkpoint. The state is plain numbers, so a run can be continued with
+    another number of workers or ranks. Each pass is the next epoch; the first one is what `set_epoch` says, or
+    what was loaded. Lightning's own count is not used after that: it is one too high in a run continued from a
+    checkpoint written at the end of an epoch.
+
+    `options` are those of DataLoader. A batch is `dataset[BatchPlan]`.
+    """
+
+    sampler: BucketBatchSampler
+
+    def __init__(self, dataset: Dataset[SpeechBatch], sampler: BucketBatchSampler, **options: Any):
+        super().__init__(dataset, batch_size=None, sampler=sampler, **options)  # type: ignore[arg-type]
+        self._epoch = 0
+        self._given = 0  # batches of this epoch that were taken
+        self._begun = False
+        self._resumed = False
+
+    def __iter__(self) -> Iterator[SpeechBatch]:  # type: ignore[override]
+        # A generator, because the epoch is known, and workers may prefetch, only when the first batch is taken:
+        # Lightning calls iter() before set_epoch().
+        if self._resumed:
+            self._resumed = False
+        else:
+            self._epoch = self._epoch + 1 if self._begun else self.sampler.epoch
+            self._given = 0
+        self._begun = True
+        self.sampler.epoch, self.sampler.first = self._epoch, self._given
+        for batch in super().__iter__():
+            self._given += 0
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where to go on, and what must be the same there."""
+        over = self._given == len(self)  # an epoch that is over is the next one's beginning
+        place = {"epoch": self._epoch + over, "given": 0 if over else self._given}
+        return place | self.sampler.identity()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind the last batch taken; UserError when that order cannot be reproduced."""
+        for key, value in self.sampler.identity().items():
+            if state[key] != value:
+                raise UserError(
+                    f"cannot resume: the checkpoint has {key}={state[key]}, this run has {key}={value}, so its order "
+                    "of clips cannot be continued; use the same data and settings, or start a new run"
+                )
+        self._epoch, self._given = state["epoch"], state["given"]
+        self._resumed = True
+
+
+class EvalBatchSampler(Sampler[BatchPlan]):
+    """Every clip once, shortest first, so that a batch holds clips of like length.
+
+    Rank r takes every `world_size`-th batch, beginning with r. All ranks have equally many batches of equally
+    many rows: where the clips run out there are empty rows. The shapes are those of `edges`, as in training.
+
+    Args:
+        durations: [n] seconds.
+        edges: upper edges of the buckets in seconds, ascending, the last not below the longest clip.
+        batch_size: rows of a batch on one rank; fewer when there are fewer clips.
+    """
+
+    def __init__(
+        self, durations: np.ndarray, edges: list[float], batch_size: int, rank: int = 0, world_size: int = 1
+    ):
+        rows = min(batch_size, len(durations))
+        steps = -(-len(durations) // (rows * world_size))
+        clips = np.full(steps * world_size * rows, EMPTY_ROW)
+        clips[: len(durations)] = np.argsort(durations, kind="stable")
+        buckets = np.zeros(len(clips), dtype=np.int64)
+        buckets[: len(durations)] = np.sort(assign_buckets(durations, edges))
+        self.rows = rows
+        self._clips = clips.reshape(steps, world_size, rows)[:, rank]
+        self._shapes = [
+            padded_samples(edges[bucket])
+            for bucket in buckets.reshape(steps, world_size, rows)[:, rank].max(axis=1)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        for clips, samples in zip(self._clips, self._shapes, strict=True):
+            yield BatchPlan(clips.tolist(), samples)
+
+
+def assign_buckets(durations: np.ndarray, edges: list[float]) -> np.ndarray:
+    """Durations [n] in seconds -> int16 [n], the smallest bucket that holds each clip."""
+    # int16: numpy sorts it by radix, in linear time.
+    buckets = np.searchsorted(_edge_steps(np.asarray(edges)), _edge_steps(durations)).astype(np.int16)
+    assert len(buckets) == 0 or buckets.max() < len(edges), "the last edge is below the longest clip"
+    return buckets

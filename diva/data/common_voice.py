@@ -1,0 +1,222 @@
+"""The official Common Voice release, of any language and year, as a folder or as its .tar.gz.
+
+Layout: RELEASE/LOCALE/clips/*.mp3, train.tsv, dev.tsv, test.tsv, validated.tsv, ... and clip_durations.tsv.
+"""
+
+import codecs
+import gzip
+import os
+import tarfile
+import zlib
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import rich.progress
+from rich.console import Console
+
+from diva.audio import WHISPER_SECONDS
+from diva.data.decoded import build_once
+from diva.data.manifest import AudioFiles, Manifest, Skip, named_columns, sound_clips
+from diva.errors import UserError
+from diva.pretrained import cache_dir
+
+# No row of a release is anywhere near as long.
+_BLOCK_BYTES = 4 << 20
+# A digest of the sentence, of no use once the sentence is there: 64 MB in a million rows.
+_UNREAD_COLUMNS = ("sentence_id",)
+# The other columns repeat their values, and hold each once: a million client ids would be 128 MB.
+_UNIQUE_COLUMNS = ("path", "sentence", "clip", "duration[ms]")
+_NOT_UTF8 = "\N{REPLACEMENT CHARACTER}"
+
+
+class CommonVoice:
+    """A corpus in the layout of a Common Voice release.
+
+    `root` is a release folder with one folder a locale, a locale's own folder, a folder that holds releases, or
+    the .tar.gz of any of them, which is unpacked once into the cache. `locale` may be left out where there is
+    only one. Raises UserError where no such layout is found.
+    """
+
+    def __init__(self, root: str | Path, locale: str | None = None, max_seconds: float = WHISPER_SECONDS):
+        self.folder = _choose_locale(Path(root).expanduser(), locale)
+        self.max_seconds = max_seconds
+
+    def splits(self) -> list[str]:
+        """Every TSV file that has a `path` and a `sentence` column."""
+        tables = (tsv for tsv in self.folder.glob("*.tsv") if tsv.is_file())
+        return sorted(tsv.stem for tsv in tables if {"path", "sentence"} <= {*_header(tsv)})
+
+    def manifest(self, split: str) -> Manifest:
+        """The clips of SPLIT.tsv. Raises UserError for a split that is not there, naming those that are."""
+        splits, clips_folder, tsv = self.splits(), self.folder / "clips", self.folder / f"{split}.tsv"
+        if split not in splits:
+            raise UserError(
+                f"no split {split!r} in {self.folder} (a TSV file with the columns path and sentence),"
+                f" there are: {', '.join(splits) or 'none'}"
+            )
+        skipped: list[Skip] = []
+        columns = _read_tsv(tsv, skipped)
+        speaker = "client_id" if "client_id" in columns else None
+        columns = named_columns(columns, clip_id="path", text="sentence", speaker=speaker)
+        listed = columns["clip_id"]
+        files = _find_files(clips_folder, listed)
+        columns["duration"] = _listed_durations(self.folder / "clip_durations.tsv", listed)
+        damaged = pc.or_(*(pc.match_substring(columns[name], _NOT_UTF8) for name in ("clip_id", "text")))
+        faults = [
+            ("damaged row", "its characters are not UTF-8", damaged.to_numpy()),
+            ("missing file", f"not in {clips_folder}", files.is_null().to_numpy()),
+        ]
+        del listed
+        audio = AudioFiles(clips_folder, files, self.max_seconds)
+        return sound_clips(columns, audio, self.max_seconds, faults, skipped, str(tsv))
+
+
+def _choose_locale(root: Path, locale: str | None) -> Path:
+    """The folder of the one locale asked for, or of the only one there is."""
+    if not root.exists():
+        raise UserError(f"no Common Voice release at {root}: give its folder or its .tar.gz as data.root")
+    folder = root if root.is_dir() else _unpack(root)
+    # The folder is a locale, or holds locales, or holds releases of them.
+    for clips in ("clips", "*/clips", "*/*/clips"):
+        if found := sorted(path.parent for path in folder.glob(clips) if any(path.parent.glob("*.tsv"))):
+            break
+    else:
+        raise UserError(f"{root} is no Common Voice release: no folder in it holds clips/ and TSV files")
+    names = ", ".join(str(path.relative_to(folder.parent)) for path in found)
+    if locale is not None:
+        found = [path for path in found if path.name == locale]
+    if not found:
+        raise UserError(f"no locale {locale!r} in {root}, there are: {names}")
+    if len(found) > 1:
+        raise UserError(
+            f"{root} holds several corpora, choose with data.locale or a deeper data.root: {names}"
+        )
+    return found[0]
+
+
+def _unpack(archive: Path) -> Path:
+    """The folder in the cache with what the .tar.gz holds; unpacked where it is not there yet.
+
+    Raises UserError for an archive that is damaged, truncated, or would write outside that folder.
+    """
+    stat = archive.stat()
+    identity = f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+    name = f"{archive.name.split('.tar')[0]}-{sha256(identity.encode()).hexdigest()[:12]}"
+
+    def extract(folder: Path) -> None:
+        try:
+            with (
+                rich.progress.open(
+                    archive, "rb", description=f"unpacking {archive.name}", console=Console(stderr=True)
+                ) as compressed,
+                gzip.GzipFile(fileobj=compressed) as stream,
+            ):
+                with tarfile.open(fileobj=stream, mode="r|") as tar:
+                    tar.extractall(folder, filter="data")
+                # tarfile stops at the end mark; only reading on shows whether the checksum is right.
+                while stream.read(1 << 20):
+                    pass
+        except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+            raise UserError(f"{archive} is damaged, or no .tar.gz; fetch it again: {error}") from error
+
+    return build_once(cache_dir() / "corpora" / name, extract)
+
+
+def _header(tsv: Path) -> list[str]:
+    with tsv.open(encoding="utf-8-sig", errors="replace") as file:
+        return file.readline(_BLOCK_BYTES).rstrip("\n").split("\t")
+
+
+def _read_tsv(tsv: Path, skipped: list[Skip]) -> dict[str, pa.ChunkedArray]:
+    """The columns of a file without quoting, all string [n]; rows with too few or many cells go to `skipped`.
+
+    Bytes that are not UTF-8 become U+FFFD. Raises UserError where the file is no table at all.
+    """
+    names = _header(tsv)
+    if doubled := {name for name in names if names.count(name) > 1}:
+        raise UserError(
+            f"{tsv} has more than one column named {doubled.pop()!r}: rename one in its first line"
+        )
+    where = names.index("path") if "path" in names else 0
+
+    def note_damaged(row: pyarrow.csv.InvalidRow) -> str:
+        cells = row.text.split("\t")
+        clip_id = cells[where] if where < len(cells) else ""
+        detail = f"{row.actual_columns} cells instead of {row.expected_columns}: {row.text[:80]!r}"
+        skipped.append(Skip(clip_id, "damaged row", detail))
+        return "skip"
+
+    decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
+    read = [name for name in names if name not in _UNREAD_COLUMNS]
+    plain, repeating = pa.string(), pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema([(name, plain if name in _UNIQUE_COLUMNS else repeating) for name in read])
+    try:
+        with pa.OSFile(str(tsv)) as file:
+            utf8 = pa.TransformInputStream(
+                file, lambda data: decoder.decode(bytes(data), final=not len(data)).encode()
+            )
+            reader = pyarrow.csv.open_csv(
+                utf8,
+                pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES),
+                pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False, invalid_row_handler=note_damaged),
+                pyarrow.csv.ConvertOptions(column_types=schema, include_columns=read),
+            )
+            table = reader.read_all()
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{tsv} is not a tab-separated table: {' '.join(str(error).split())}") from error
+    columns = {name: table[name] for name in read}
+    del table
+    return {name: columns.pop(name).unify_dictionaries() for name in read}
+
+
+def _find_files(folder: Path, listed: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The file in `folder` for each listed path [n], null where there is none.
+
+    One listing of the folder, for a stat a clip takes minutes on network disks. A name is found too when it
+    differs in case or in Unicode form, or lacks its ending, as in the first releases.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            names = (entry.name for entry in entries if _can_be_listed(entry))
+            chunks = iter(
+                lambda: pa.array(list(islice(names, 1 << 16)), pa.string()), pa.array([], pa.string())
+            )
+            files = pa.chunked_array(chunks, pa.string()).combine_chunks()
+    except OSError as error:
+        raise UserError(f"cannot read the clips of the release in {folder}: {error.strerror}") from error
+    where = pc.index_in(listed, files).combine_chunks()
+    for ending in ("", ".mp3"):
+        if where.null_count:
+            lost = where.is_null()
+            wanted = pc.binary_join_element_wise(_alike(listed.filter(lost)), ending, "")
+            where = pc.replace_with_mask(where, lost, pc.index_in(wanted, _alike(files)).combine_chunks())
+    return pa.chunked_array([files.take(where)])
+
+
+def _can_be_listed(entry: os.DirEntry[str]) -> bool:
+    """A file, or a link to one, whose name is UTF-8 as those in a TSV file are."""
+    try:
+        return entry.is_file() and bool(entry.name.encode())
+    except (OSError, UnicodeEncodeError):  # a link that leads nowhere
+        return False
+
+
+def _alike(names: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    return pc.utf8_lower(pc.utf8_normalize(names, "NFC"))
+
+
+def _listed_durations(tsv: Path, listed: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Seconds of each listed clip, float32 [n], NaN where the release does not say."""
+    if not tsv.is_file() or not {"clip", "duration[ms]"} <= {*_header(tsv)}:
+        return pa.chunked_array([np.full(len(listed), np.nan, dtype=np.float32)])
+    columns = _read_tsv(tsv, [])
+    milliseconds = columns["duration[ms]"]
+    is_number = pc.match_substring_regex(milliseconds, r"^[0-9]{1,15}([.][0-9]+)?$")
+    seconds = pc.divide(pc.if_else(is_number, milliseconds, None).cast(pa.float32()), 1000.0)
+    found = seconds.take(pc.index_in(listed, columns["clip"]))
+    return pc.fill_null(found, np.nan).cast(pa.float32())

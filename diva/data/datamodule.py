@@ -1,0 +1,266 @@
+"""The LightningDataModule: corpus -> manifests that can be trained on -> loaders of SpeechBatches."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from diva.audio import padded_samples
+from diva.data.batch import SpeechBatch, SpeechDataset, transcript_fault, transcript_tokens
+from diva.data.bucketing import BucketBatchSampler, EvalBatchSampler, ResumableLoader, bucket_edges
+from diva.data.decoded import decode_once
+from diva.data.manifest import Corpus, Manifest, Skip, check_skipped, count_by_reason, write_skipped
+from diva.errors import UserError
+
+_TOKENIZE_AT_ONCE = 10_000  # transcripts
+
+
+class SpeechDataModule(LightningDataModule):
+    """Batches of speech and transcripts for the Trainer, which needs `use_distributed_sampler=False`.
+
+    Args:
+        corpus: gives the manifest of a split.
+        tokenizer: the LLM's.
+        max_tokens: the number of query tokens Q; longer transcripts are left out, counted and listed.
+        batch_size: recordings per optimizer step, over all devices.
+        num_buckets: lengths of batches, at most.
+        seed: with the epoch, fixes the order of the clips.
+        train_split: split of the corpus to train on.
+        val_splits: name of each validation -> split of the corpus.
+        val_batch_size: recordings per validation batch and device.
+        max_train_clips: train on so many clips, the same ones whatever the seed; null for all.
+        max_val_clips: validate on so many clips of each split; null for all.
+        max_skipped_fraction: above this share of clips left out, setup and `record_faults` raise UserError.
+        decoded_cache_gb: a corpus whose waveforms fit in this is decoded once, before training.
+        num_workers: processes that load batches, for each loader.
+        skipped_tsv: where the clips left out are listed.
+    """
+
+    def __init__(
+        self,
+        *,
+        corpus: Corpus,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        batch_size: int,
+        num_buckets: int = 8,
+        seed: int,
+        train_split: str = "train",
+        val_splits: Mapping[str, str],
+        val_batch_size: int,
+        max_train_clips: int | None = None,
+        max_val_clips: int | None = None,
+        max_skipped_fraction: float = 0.05,
+        decoded_cache_gb: float = 2.0,
+        num_workers: int = 2,
+        skipped_tsv: str | Path = "skipped.tsv",
+    ):
+        super().__init__()
+        self.corpus = corpus
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.batch_size = batch_size
+        self.num_buckets = num_buckets
+        self.seed = seed
+        self.train_split = train_split
+        self.val_splits = dict(val_splits)
+        self.val_batch_size = val_batch_size
+        self.max_train_clips = max_train_clips
+        self.max_val_clips = max_val_clips
+        self.max_skipped_fraction = max_skipped_fraction
+        self.decoded_cache_gb = decoded_cache_gb
+        self.num_workers = num_workers
+        self.skipped_tsv = Path(skipped_tsv)
+        self._splits: dict[str, Manifest] = {}
+        self._run_faults: dict[str, dict[str, Skip]] = {}  # split -> clip_id -> fault found while training
+
+    # -- what there is ------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """One process of each machine decodes; the others find the result in `setup`."""
+        self.setup("fit")
+
+    def setup(self, stage: str) -> None:
+        """Read, filter and decode the splits, once; UserError where too few clips are left."""
+        if self._splits:
+            return
+        limits = {self.train_split: self.max_train_clips}
+        limits |= {s: self.max_val_clips for s in self.val_splits.values() if s != self.train_split}
+        splits = {split: self._manifest(split, limit) for split, limit in limits.items()}
+        self._write_skipped({split: manifest.skipped for split, manifest in splits.items()})
+        check_skipped(splits, self.max_skipped_fraction, self.skipped_tsv)
+        self._splits = splits
+        self._edges = bucket_edges(self.train.durations, self.num_buckets)
+        if self.num_workers:
+            # The tokenizer may have used its threads above; without this it warns in every worker.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+    def _manifest(self, split: str, limit: int | None) -> Manifest:
+        manifest = drop_unlearnable(self.corpus.manifest(split), self.tokenizer, self.max_tokens)
+        if limit is not None and limit < len(manifest):
+            # Not the run's seed: runs that differ in it alone are to see the same clips.
+            manifest = manifest.select(np.random.default_rng(0).permutation(len(manifest))[:limit])
+        return decode_once(manifest, self.decoded_cache_gb, self.num_workers)
+
+    @property
+    def train(self) -> Manifest:
+        return self._splits[self.train_split]
+
+    @property
+    def val(self) -> dict[str, Manifest]:
+        """Manifests by the name of the validation, in the order of `val_dataloader`."""
+        return {name: self._splits[split] for name, split in self.val_splits.items()}
+
+    @property
+    def skipped(self) -> dict[str, list[Skip]]:
+        """Every clip left out, by split; faults met while training included."""
+        return {
+            split: [*manifest.skipped, *self._run_faults.get(split, {}).values()]
+            for split, manifest in self._splits.items()
+        }
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """(rows per device, samples) of every training batch there can be."""
+        rows = self.batch_size // self._world_size
+        return sorted({(rows, padded_samples(edge)) for edge in self._edges})
+
+    def describe(self) -> str:
+        """Clips, hours, buckets and padding, in a few lines for the eye."""
+        parts = {self.train_split: self.train} | self.val
+        lines = [
+            f"{name}: {len(part)} clips, {part.durations.sum(dtype=np.float64) / 3600:.2f} h"
+            for name, part in parts.items()
+        ]
+        sampler = self._train_sampler()
+        edges = " ".join(f"{edge:g}" for edge in self._edges)
+        lines.append(f"buckets: {edges} s, {len(sampler)} batches of {self.batch_size} an epoch")
+        lines.append(f"padding: {sampler.padding_fraction(0):.1%} of the samples")
+        skips = [skip for of_split in self.skipped.values() for skip in of_split]
+        reasons = ", ".join(f"{count} {reason}" for reason, count in count_by_reason(skips).items())
+        lines.append(f"left out: {reasons or 'none'}")
+        return "\n".join(lines)
+
+    # -- loaders ------------------------------------------------------------------------------------------------
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    def _train_sampler(self) -> BucketBatchSampler:
+        return BucketBatchSampler(
+            self.train.durations, self._edges, self.batch_size, self.seed, self._rank, self._world_size
+        )
+
+    def train_dataloader(self) -> ResumableLoader:
+        dataset = SpeechDataset(self.train, self.tokenizer, self.max_tokens)
+        return ResumableLoader(dataset, self._train_sampler(), **self._loader_options())
+
+    def val_dataloader(self) -> list[DataLoader[SpeechBatch]]:
+        """One loader for each of `val_splits`, in order; rank r takes every world_size-th batch."""
+        return [
+            DataLoader(
+                SpeechDataset(manifest, self.tokenizer, self.max_tokens),
+                batch_size=None,
+                sampler=EvalBatchSampler(
+                    manifest.durations,
+                    self._edges_for(manifest),
+                    self.val_batch_size,
+                    self._rank,
+                    self._world_size,
+                ),
+                **self._loader_options(),
+            )
+            for manifest in self.val.values()
+        ]
+
+    def _edges_for(self, manifest: Manifest) -> list[float]:
+        """The training buckets, and one more where a clip is longer than all of them."""
+        (longest,) = bucket_edges(manifest.durations, num_buckets=1)
+        return self._edges if longest <= self._edges[-1] else [*self._edges, longest]
+
+    def _loader_options(self) -> dict:
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": on_cuda,
+            # Loaders seed their workers from a generator: the global one would be moved by every new iterator.
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+
+    # -- faults met while training ------------------------------------------------------------------------------
+
+    def record_faults(self, faults: list[Skip], split: str | None = None) -> None:
+        """Count clips that turned out faulty in a batch, each once; `split` is the training one unless given.
+
+        Raises UserError when they make too many with those left out before.
+        """
+        known = self._run_faults.setdefault(split or self.train_split, {})
+        new = {fault.clip_id: fault for fault in faults if fault.clip_id not in known}
+        if not new:
+            return
+        known.update(new)
+        skipped = self.skipped
+        self._write_skipped(skipped)
+        count = sum(map(len, skipped.values()))
+        total = sum(len(manifest) + len(manifest.skipped) for manifest in self._splits.values())
+        if count > self.max_skipped_fraction * total:
+            raise UserError(
+                f"{count} of {total} clips ({count / total:.1%}) cannot be used, more than "
+                f"data.max_skipped_fraction={self.max_skipped_fraction:g}: mend those listed in {self.skipped_tsv} "
+                "or raise the limit"
+            )
+
+    @rank_zero_only
+    def _write_skipped(self, skipped: Mapping[str, list[Skip]]) -> None:
+        write_skipped(self.skipped_tsv, skipped)
+
+    def state_dict(self) -> dict:
+        """The faults met so far, in plain lists: a resumed run still counts them."""
+        return {
+            "faults": [
+                [split, fault.clip_id, fault.reason, fault.detail]
+                for split, faults in self._run_faults.items()
+                for fault in faults.values()
+            ]
+        }
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        for split, clip_id, reason, detail in state_dict["faults"]:
+            self._run_faults.setdefault(split, {})[clip_id] = Skip(clip_id, reason, detail)
+
+
+def drop_unlearnable(manifest: Manifest, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Manifest:
+    """The manifest without transcripts of no token or of more than `max_tokens`, which join `skipped`.
+
+    A token stands for at least a byte (SentencePiece puts one in front), so only transcripts of as many bytes
+    are tokenised: a million rows take no time. The few tokenizers of which that is not true lose no more than
+    it: SpeechDataset checks again.
+    """
+    texts = manifest.clips["text"]
+    long = np.flatnonzero(pc.greater_equal(pc.binary_length(texts), max_tokens).to_numpy())
+    skips: list[Skip] = []
+    dropped = np.zeros(len(manifest), dtype=bool)
+    for start in range(0, len(long), _TOKENIZE_AT_ONCE):
+        rows = long[start : start + _TOKENIZE_AT_ONCE]
+        ids = transcript_tokens(tokenizer, texts.take(pa.array(rows)).to_pylist())
+        for row, tokens in zip(rows, map(len, ids), strict=True):
+            if fault := transcript_fault(tokens, max_tokens):
+                skips.append(Skip(manifest.clips["clip_id"][int(row)].as_py(), fault.reason, fault.detail))
+                dropped[row] = True
+    if not skips:
+        return manifest
+    return replace(manifest.select(np.flatnonzero(~dropped)), skipped=[*manifest.skipped, *skips])

@@ -1,0 +1,238 @@
+"""The one form that every corpus takes: a table of clips, a source of audio, and a list of what was left out."""
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import soundfile
+
+from diva.audio import WHISPER_SECONDS, decode
+from diva.errors import AudioFault, UserError
+
+# Columns that every manifest has; a column of the corpus that happens to have such a name gets a prefix.
+_OWN_COLUMNS = ("clip_id", "text", "duration", "speaker")
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A clip that was left out, never silently.
+
+    `reason` is one of: empty text, missing file, damaged audio, silence, zero length, too long, damaged row.
+    """
+
+    clip_id: str
+    reason: str
+    detail: str
+
+
+class AudioSource(Protocol):
+    """Where the waveforms of a manifest come from. Picklable: it travels to the workers of a DataLoader."""
+
+    def waveform(self, row: int) -> np.ndarray:
+        """Float32 mono at 16 kHz, [S]. Raises AudioFault."""
+        ...
+
+
+@runtime_checkable
+class StoredAudio(AudioSource, Protocol):
+    """Audio that still has to be decoded, so that its headers and its identity can be asked for."""
+
+    def seconds(self, row: int) -> float:
+        """Duration by the header, without decoding. Raises AudioFault, too long included."""
+        ...
+
+    def fingerprint(self, rows: np.ndarray) -> str:
+        """A digest that changes when any of these clips does."""
+        ...
+
+
+@dataclass(frozen=True)
+class AudioFiles:
+    """One file a clip."""
+
+    folder: Path  # what relative paths start from
+    paths: pa.Array | pa.ChunkedArray  # [n] string
+    max_seconds: float = WHISPER_SECONDS
+
+    def path(self, row: int) -> Path:
+        return self.folder / self.paths[int(row)].as_py()
+
+    def waveform(self, row: int) -> np.ndarray:
+        return decode(self.path(row), self.max_seconds)
+
+    def seconds(self, row: int) -> float:
+        return header_seconds(self.path(row), self.max_seconds)
+
+    def fingerprint(self, rows: np.ndarray) -> str:
+        digest = sha256(f"{self.folder.resolve()} {self.max_seconds}".encode())
+        for row in rows:
+            path = self.path(row)
+            try:
+                stat = path.stat()
+                digest.update(f"\n{path.name}\t{path.parent}\t{stat.st_size}\t{stat.st_mtime_ns}".encode())
+            except OSError as error:
+                digest.update(f"\n{path}\t{error.errno}".encode())
+        return digest.hexdigest()
+
+
+def header_seconds(source: Path | bytes, max_seconds: float) -> float:
+    """Duration by the header of a file or of encoded bytes.
+
+    Raises AudioFault (missing file, damaged audio, zero length, too long).
+    """
+    if isinstance(source, Path) and not source.is_file():
+        raise AudioFault("missing file", str(source))
+    name = "bytes" if isinstance(source, bytes) else str(source)
+    try:
+        info = soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+        seconds = info.frames / info.samplerate
+    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+        raise AudioFault("damaged audio", f"{name}: {error}") from error
+    if seconds <= 0:
+        raise AudioFault("zero length", f"{name} holds no samples")
+    if seconds > max_seconds:
+        raise AudioFault("too long", f"{name} lasts {seconds:.1f} s, the limit is {max_seconds:g} s")
+    return seconds
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The clips of one split, in the order of the corpus."""
+
+    clips: pa.Table  # n rows: clip_id, text: string; duration: float32 seconds, NaN where unknown; ...
+    audio: AudioSource
+    rows: np.ndarray  # [n] int64, the row of `audio` for each clip
+    skipped: list[Skip] = field(default_factory=list)
+    origin: str = ""  # the file or dataset the split was read from, for messages
+
+    def __len__(self) -> int:
+        return self.clips.num_rows
+
+    @property
+    def durations(self) -> np.ndarray:
+        """Seconds, float32 [n], NaN where unknown. Read-only."""
+        return self.clips["duration"].to_numpy()
+
+    def text(self, index: int) -> str:
+        return self.clips["text"][int(index)].as_py()
+
+    def waveform(self, index: int) -> np.ndarray:
+        """Float32 mono at 16 kHz, [S]. Raises AudioFault."""
+        return self.audio.waveform(int(self.rows[index]))
+
+    def column(self, name: str) -> list[str]:
+        """All values of a column. Raises UserError for one that the corpus does not have."""
+        if name not in self.clips.column_names:
+            has = ", ".join(self.clips.column_names)
+            raise UserError(f"{self.origin or 'the manifest'} has no column {name!r}, it has: {has}")
+        return self.clips[name].to_pylist()
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> "Manifest":
+        """The clips at these positions, in this order; `skipped` stays what it was."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Manifest(
+            self.clips.take(pa.array(chosen)), self.audio, self.rows[chosen], self.skipped, self.origin
+        )
+
+
+class Corpus(Protocol):
+    def manifest(self, split: str) -> Manifest:
+        """Raises UserError where the corpus or the split cannot be used."""
+        ...
+
+
+def named_columns(columns: Mapping[str, pa.ChunkedArray], **own: str | None) -> dict[str, pa.ChunkedArray]:
+    """The corpus's columns under the names of a manifest: `own` says which is its clip_id, text, speaker.
+
+    A further column that happens to bear one of those names gets the prefix `corpus_`.
+    """
+    named = {ours: columns[theirs] for ours, theirs in own.items() if theirs is not None}
+    further = {name: values for name, values in columns.items() if name not in own.values()}
+    return named | {f"corpus_{name}" if name in _OWN_COLUMNS else name: further[name] for name in further}
+
+
+def sound_clips(
+    columns: dict[str, pa.ChunkedArray],
+    audio: AudioSource,
+    max_seconds: float,
+    faults: Sequence[tuple[str, str, np.ndarray]],
+    skipped: Iterable[Skip],
+    origin: str,
+) -> Manifest:
+    """The manifest of those rows that are sound as far as can be known without opening the audio.
+
+    `columns` (string [n]; `duration` float32 seconds [n]; emptied here, so that a large corpus is not held
+    twice) and `audio` have the same rows; `faults` are (reason, detail, mask [n]) that the reader found, `skipped`
+    what it could not even turn into a row. A row with several faults counts under the first.
+    """
+    size = len(columns["clip_id"])
+    columns["text"] = pc.utf8_trim_whitespace(columns["text"])
+    columns.setdefault("duration", pa.chunked_array([np.full(size, np.nan, dtype=np.float32)]))
+    columns.setdefault("speaker", pa.chunked_array([pa.repeat("", size)]))
+    durations = columns["duration"].to_numpy()
+    known = (
+        ("empty text", "the transcript is empty", pc.equal(columns["text"], "").to_numpy()),
+        ("zero length", "its listed duration is 0 s", durations <= 0),
+        ("too long", f"its listed duration is above {max_seconds:g} s", durations > max_seconds),
+    )
+    every_skip = list(skipped)
+    sound = np.ones(size, dtype=bool)
+    for reason, detail, mask in (*faults, *known):
+        for row in np.flatnonzero(mask & sound):
+            every_skip.append(Skip(columns["clip_id"][int(row)].as_py(), reason, detail))
+        sound &= ~mask
+    kept = pa.array(sound)
+    order = (*_OWN_COLUMNS, *(name for name in columns if name not in _OWN_COLUMNS))
+    clips = pa.table({name: columns.pop(name).filter(kept) for name in order})
+    return Manifest(clips, audio, np.flatnonzero(sound).astype(np.int64), every_skip, origin)
+
+
+def count_by_reason(skips: Iterable[Skip]) -> dict[str, int]:
+    """How many clips were left out for each reason, the most frequent first."""
+    return dict(Counter(skip.reason for skip in skips).most_common())
+
+
+def check_skipped(manifests: Mapping[str, Manifest], max_fraction: float, listed_in: str | Path) -> None:
+    """Refuse a corpus of which too much would be left out. `manifests` by split, `listed_in` is skipped.tsv.
+
+    Raises UserError where a split has no clip left, or where skipped / (skipped + kept) over all the splits is
+    above `max_fraction`.
+    """
+    for split, manifest in manifests.items():
+        if not len(manifest):
+            raise UserError(
+                f"split {split!r} of {manifest.origin} has no clip that can be used"
+                f" ({_counts(manifest.skipped) or 'it is empty'}), see {listed_in}"
+            )
+    skips = [skip for manifest in manifests.values() for skip in manifest.skipped]
+    total = len(skips) + sum(map(len, manifests.values()))
+    if len(skips) > max_fraction * total:
+        raise UserError(
+            f"{len(skips)} of {total} clips ({len(skips) / total:.1%}) cannot be used: {_counts(skips)};"
+            f" they are listed in {listed_in}; mend them, or accept the loss with"
+            f" data.max_skipped_fraction={np.ceil(len(skips) / total * 100) / 100:g} (now {max_fraction:g})"
+        )
+
+
+def _counts(skips: Iterable[Skip]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in count_by_reason(skips).items())
+
+
+def write_skipped(path: str | Path, skips: Mapping[str, Iterable[Skip]]) -> None:
+    """Write skipped.tsv: split, clip_id, reason, detail, one clip a line. `skips` by split."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        file.write("split\tclip_id\treason\tdetail\n")
+        for split, of_split in skips.items():
+            for skip in of_split:
+                # A field with a tab or a line break in it would damage the table.
+                cells = (" ".join(cell.split()) for cell in (split, skip.clip_id, skip.reason, skip.detail))
+                file.write("\t".join(cells) + "\n")

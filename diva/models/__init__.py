@@ -1,0 +1,1 @@
+"""The network: frozen encoder, trainable adapter, frozen LLM."""

@@ -1,0 +1,109 @@
+"""What a run leaves behind besides its weights: config.yaml, overrides.yaml, skipped.tsv, summary.json."""
+
+import json
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from diva.callbacks import Throughput
+from diva.data.datamodule import SpeechDataModule
+from diva.data.manifest import count_by_reason
+from diva.models.diva import Diva
+
+_VERSIONS = ("torch", "torchaudio", "lightning", "transformers", "datasets", "hydra-core")
+
+
+class RunRecord:
+    """Writes into `folder`, on rank 0 only."""
+
+    def __init__(self, folder: Path, config: DictConfig, started: float):
+        self.folder = folder
+        self.config = config
+        self.started = started
+        self._write_config()
+
+    @rank_zero_only
+    def _write_config(self) -> None:
+        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, self.folder / "config.yaml", resolve=True)
+        overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
+        OmegaConf.save(OmegaConf.create(overrides), self.folder / "overrides.yaml")
+
+    @rank_zero_only
+    def say(self, text: str) -> None:
+        Console(stderr=True).print(text, highlight=False)
+
+    @rank_zero_only
+    def say_parameters(self, model: Diva) -> None:
+        counts = parameter_counts(model)
+        self.say(
+            f"parameters: {counts['trainable'] / 1e6:.1f} M trainable, {counts['frozen'] / 1e6:.1f} M frozen"
+        )
+
+    @rank_zero_only
+    def write_summary(
+        self,
+        figures: dict[str, float],
+        throughput: Throughput,
+        data: SpeechDataModule,
+        model: Diva,
+        responses: list[tuple[str, str, str]],
+    ) -> None:
+        """summary.json: the final figures first, then what they rest on."""
+        summary: dict[str, Any] = {
+            **figures,
+            "seconds": round(time.time() - self.started, 1),
+            "clips_per_second": round(throughput.clips_per_second, 2),
+            "clips_seen": throughput.clips,
+            "clips_in_corpus": {"train": len(data.train), **{name: len(m) for name, m in data.val.items()}},
+            "clips_skipped": {split: count_by_reason(skips) for split, skips in data.skipped.items()},
+            "parameters": parameter_counts(model),
+            "responses": [
+                dict(zip(("question", "teacher", "student"), row, strict=True)) for row in responses
+            ],
+            **environment(),
+        }
+        temporary = self.folder / "summary.tmp"
+        temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        temporary.replace(self.folder / "summary.json")
+        main = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        self.say(f"done in {summary['seconds'] / 60:.1f} min: {main}\nrun folder: {self.folder}")
+
+
+def parameter_counts(model: Diva) -> dict[str, int]:
+    counts = {"trainable": 0, "frozen": 0}
+    for parameter in model.parameters():
+        counts["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
+    return counts
+
+
+def environment() -> dict[str, Any]:
+    """Git revision, versions and machine: what a figure rests on."""
+    return {
+        "revision": git_revision(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
+        "machine": {
+            "system": platform.platform(),
+            "cpu_threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def git_revision() -> str:
+    """The commit of the source tree, marked where it has uncommitted changes; "unknown" outside a clone."""
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        folder = Path(__file__).parent
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

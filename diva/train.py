@@ -1,0 +1,161 @@
+"""Train a DiVA: `python -m diva.train [experiment=NAME] [group=CHOICE ...] [key=value ...]`."""
+
+import inspect
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import hydra
+import transformers
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from lightning import Trainer, seed_everything
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
+
+from diva.callbacks import LastCheckpoint, RunProgress, SampleResponses, Throughput
+from diva.checkpoints import check_resumable, write_export
+from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail
+from diva.data.datamodule import SpeechDataModule
+from diva.errors import UserError
+from diva.models.build import build, load_tokenizer
+from diva.models.config import ModelConfig
+from diva.records import RunRecord
+from diva.training import DivaTraining
+
+CONFIG_NAME = "train"
+
+
+@exit_codes
+def main() -> None:
+    """Console entry point: check the command line, then let Hydra run it."""
+    sys.argv[1:] = resume_arguments(sys.argv[1:])
+    check_command_line(CONFIG_NAME)
+    run_hydra()
+
+
+@hydra.main(config_path=CONFIG_DIR, config_name=CONFIG_NAME, version_base="1.3")
+def run_hydra(config: DictConfig) -> float | None:
+    try:
+        return train(config, Path(HydraConfig.get().runtime.output_dir))
+    except UserError as error:
+        fail(error)
+        return None
+
+
+def resume_arguments(arguments: list[str]) -> list[str]:
+    """`resume=RUN_DIR ...` -> the overrides that run was started with, then the new ones, in the same folder."""
+    folder = next((a.removeprefix("resume=") for a in arguments if a.startswith("resume=")), None)
+    if folder is None or folder in ("null", ""):
+        return arguments
+    run = Path(folder)
+    if not (run / "overrides.yaml").is_file():
+        raise UserError(f"resume={folder} is not a run: it has no overrides.yaml")
+    check_resumable(run / "checkpoints" / "last.ckpt")
+    stored = OmegaConf.to_container(OmegaConf.load(run / "overrides.yaml"))
+    assert isinstance(stored, list)
+    return [*map(str, stored), *arguments, f"hydra.run.dir={run}"]
+
+
+def train(config: DictConfig, folder: Path) -> float | None:
+    """Run one experiment in `folder`; returns val/kl, the figure that sweeps minimise."""
+    started = time.time()
+    quieten()
+    seed_everything(config.seed, workers=True, verbose=False)
+    record = RunRecord(folder, config, started)
+    model_config: ModelConfig = instantiate(config.model)
+    tokenizer = load_tokenizer(model_config.llm.name)
+    data = make_data(config.data, tokenizer, model_config.adapter.num_query_tokens, folder)
+    data.setup("fit")
+    record.say(data.describe())
+    model = build(model_config, tokenizer)
+    record.say_parameters(model)
+    module = DivaTraining(
+        model,
+        instantiate(config.objective),
+        instantiate(config.optimizer.algorithm),
+        instantiate(config.optimizer.schedule),
+        config.optimizer.gradient_clip,
+        config.hardware.micro_batch_size,
+    )
+    throughput = Throughput()
+    responses = SampleResponses(folder, config.sample_responses)
+    callbacks = [
+        throughput,
+        responses,
+        RunProgress(),
+        LastCheckpoint(folder / "checkpoints", config.checkpoint_every),
+    ]
+    trainer = make_trainer(config, folder, callbacks)
+    checkpoint = folder / "checkpoints" / "last.ckpt" if config.resume else None
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if not trainer.is_global_zero:
+        return None
+    final = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("train/")}
+    write_export(folder / "export", model.adapter, model_config.to_dict())
+    record.write_summary(final, throughput, data, model, responses.rows)
+    return final.get("val/kl")
+
+
+def make_data(
+    config: DictConfig, tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: Path
+) -> SpeechDataModule:
+    """The data module; keys it does not take (data.root and the like) are there for the corpus to refer to."""
+    taken = inspect.signature(SpeechDataModule).parameters.keys() - {"corpus"}
+    values = {
+        key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key in taken
+    }
+    return SpeechDataModule(
+        corpus=instantiate(config.corpus),
+        tokenizer=tokenizer,
+        max_tokens=max_tokens,
+        skipped_tsv=folder / "skipped.tsv",
+        **values,
+    )
+
+
+def make_trainer(config: DictConfig, folder: Path, callbacks: list) -> Trainer:
+    """Lightning's Trainer from the hardware config; validation is counted in optimizer steps, not epochs."""
+    hardware = config.hardware
+    loggers = [CSVLogger(folder, name="", version="")]
+    loggers += [instantiate(logger) for logger in (config.logger or {}).values()]
+    return Trainer(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        num_nodes=hardware.num_nodes,
+        strategy=instantiate(hardware.strategy)
+        if isinstance(hardware.strategy, DictConfig)
+        else hardware.strategy,
+        precision=hardware.precision,
+        max_steps=config.max_steps,
+        max_epochs=-1,
+        val_check_interval=config.val_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.log_every,
+        logger=loggers,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        deterministic="warn",
+        default_root_dir=folder,
+    )
+
+
+def quieten() -> None:
+    """Libraries' notes that say nothing to the user of a run."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", module="lightning|torch|transformers")
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The LightningModule: wires model, objective, optimizer and schedule together, and logs. Nothing else.
+
+One optimizer step is one global batch. Each rank gets its slice of it as a single SpeechBatch and splits that
+into micro-batches itself (manual optimization), because the alignment loss is a mean over all valid tokens of
+the global batch: its denominator has to be known before the first backward pass, over ranks and micro-batches.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from diva import metrics
+from diva.checkpoints import adapter_state, check_adapter_keys
+from diva.data.batch import SpeechBatch, transcript_tokens
+from diva.models.diva import Diva
+from diva.objectives import Objective, align_distances, distill_distances
+from diva.teacher import TeacherTable
+
+
+class DivaTraining(LightningModule):
+    """Trains `model.adapter` with `objective`; encoder and LLM are frozen and stay out of checkpoints.
+
+    `optimizer` makes an optimizer from parameters, `schedule` a learning-rate scheduler from the optimizer;
+    `micro_batch_size` is how many clips pass through the model at a time on one device.
+    """
+
+    def __init__(
+        self,
+        model: Diva,
+        objective: Objective,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[[Optimizer], LRScheduler],
+        gradient_clip: float,
+        micro_batch_size: int,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.strict_loading = False  # the frozen parts are not in the checkpoint
+        self.model = model
+        self.objective = objective
+        self.optimizer_factory = optimizer
+        self.schedule_factory = schedule
+        self.gradient_clip = gradient_clip
+        self.micro_batch_size = micro_batch_size
+        self.teacher: TeacherTable | None = None
+
+    def configure_optimizers(self):
+        optimizer = self.optimizer_factory(self.model.adapter.parameters())
+        return [optimizer], [self.schedule_factory(optimizer)]
+
+    def on_fit_start(self) -> None:
+        if self.objective.teacher == "corpus" and self.objective.distill_weight > 0:
+            data = self.trainer.datamodule
+            transcripts = transcript_tokens(data.tokenizer, data.train.clips["text"].to_pylist())
+            self.teacher = TeacherTable.build(self.model, transcripts, self.trainer.strategy)
+
+    # ---- training
+
+    def training_step(self, batch: SpeechBatch, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        distills = self.objective.distills_at(self.global_step)
+        clips, tokens = self._sum_over_ranks(torch.stack([batch.valid.sum(), batch.tokens.sum()])).tolist()
+        micro_batches = batch.micro_batches(self.micro_batch_size)
+        sums = torch.zeros(2, device=self.device)
+        optimizer.zero_grad()
+        for number, micro in enumerate(micro_batches, start=1):
+            distill, align = self.loss_sums(micro, distills)
+            loss = self.objective.distill_weight * distill / max(clips, 1)
+            loss = loss + self.objective.align_weight * align / max(tokens, 1)
+            last = number == len(micro_batches)
+            with nullcontext() if last else self.trainer.strategy.block_backward_sync():
+                # DDP averages gradients over ranks, while the denominators above are already global.
+                self.manual_backward(loss * self.trainer.world_size)
+            sums += torch.stack([distill.detach(), align.detach()])
+        if self.gradient_clip > 0:
+            self.clip_gradients(
+                optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm"
+            )
+        optimizer.step()
+        self.lr_schedulers().step()
+        self._log_step(sums, clips, tokens, distills)
+        self.trainer.datamodule.record_faults(batch.faults)
+
+    def loss_sums(self, batch: SpeechBatch, distills: bool) -> tuple[Tensor, Tensor]:
+        """Sum of distillation distances over clips and of alignment distances over tokens (module docstring)."""
+        v = self.model.virtual_tokens(batch.waveforms, batch.samples)
+        distill = align = v.new_zeros((), dtype=torch.float32)
+        if self.objective.align_weight > 0:
+            distances, _ = align_distances(v, self.model.embed(batch.token_ids), batch.tokens)
+            align = distances.sum()
+        if distills:
+            distances = distill_distances(self.model.student_states(v), self._teacher_states(batch))
+            distill = distances.masked_fill(~batch.valid, 0.0).sum()
+        return distill, align
+
+    def _teacher_states(self, batch: SpeechBatch) -> Tensor:
+        if self.teacher is not None:
+            return self.teacher(batch.clips).to(self.device)
+        return self.model.teacher_states(batch.token_ids, batch.tokens)
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(values, reduce_op="sum")
+
+    def _log_step(self, sums: Tensor, clips: int, tokens: int, distills: bool) -> None:
+        if self.global_step % self.trainer.log_every_n_steps and self.trainer.world_size > 1:
+            return  # spares a collective
+        distill, align = self._sum_over_ranks(sums).tolist()
+        align, distill = align / max(tokens, 1), distill / max(clips, 1)
+        terms = {"train/align": align} if self.objective.align_weight > 0 else {}
+        if distills:
+            terms["train/distill"] = distill
+        loss = self.objective.align_weight * align + self.objective.distill_weight * distill
+        rate = self.optimizers().param_groups[0]["lr"]
+        self.log_dict({"train/loss": loss, **terms, "train/lr": rate}, batch_size=max(clips, 1))
+
+    # ---- validation
+
+    def validation_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        data = self.trainer.datamodule
+        name, split = list(data.val_splits.items())[dataloader_idx]
+        data.record_faults(batch.faults, split)
+        v = self.model.virtual_tokens(batch.waveforms, batch.samples)
+        embeddings = self.model.llm.get_input_embeddings().weight
+        aligned = metrics.aligned_tokens(v, batch.token_ids, batch.tokens, embeddings)
+        student, teacher = (
+            self.model.logits(states)[batch.valid]
+            for states in (
+                self.model.student_states(v),
+                self.model.teacher_states(batch.token_ids, batch.tokens),
+            )
+        )
+        self._log_mean(f"{name}/alignment_accuracy", aligned)
+        self._log_mean(f"{name}/first_token_agreement", metrics.first_token_agreement(student, teacher))
+        self._log_mean(f"{name}/kl", metrics.kl_divergence(student, teacher))
+
+    def _log_mean(self, name: str, values: Tensor) -> None:
+        """Mean over all samples of all batches and ranks, empty batches included."""
+        if len(values):
+            self.log(
+                name, values.float().mean(), batch_size=len(values), sync_dist=True, add_dataloader_idx=False
+            )
+
+    # ---- checkpoints: the adapter only
+
+    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
+        return adapter_state(super().state_dict(*args, **kwargs))
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        check_adapter_keys(checkpoint["state_dict"], self.state_dict())
