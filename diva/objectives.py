@@ -12,7 +12,6 @@ length (mended by its commit "Fix Token Shuffling"); and its transcripts carry B
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -49,15 +48,12 @@ def last_virtual_tokens(virtual_tokens: Tensor, width: int, tokens: Tensor) -> t
 class Objective:
     """Weights of the two losses, and from which optimizer step on the first is used.
 
-    Before `distill_from_step` nothing passes through the LLM. `teacher` says where h_teacher comes from:
-    computed with every batch ("batch"), or once per transcript of the corpus, before it is first needed
-    ("corpus"), which pays as soon as a clip is seen twice.
+    Before `distill_from_step` nothing passes through the LLM.
     """
 
     distill_weight: float = 1.0
     align_weight: float = 1.0
     distill_from_step: int = 0
-    teacher: Literal["batch", "corpus"] = "batch"
 
     def __post_init__(self):
         if self.distill_weight < 0 or self.align_weight < 0 or self.distill_weight + self.align_weight == 0:
@@ -70,8 +66,6 @@ class Objective:
                 f"objective.distill_from_step={self.distill_from_step} needs objective.align_weight > 0:"
                 " nothing would be learned before that step"
             )
-        if self.teacher not in ("batch", "corpus"):
-            raise UserError(f"objective.teacher={self.teacher} is unknown; it is one of: batch, corpus")
 
     def distills_at(self, step: int) -> bool:
         return self.distill_weight > 0 and step >= self.distill_from_step

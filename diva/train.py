@@ -3,6 +3,7 @@
 import inspect
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -13,7 +14,8 @@ import transformers
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
@@ -22,6 +24,7 @@ from diva.checkpoints import check_resumable, write_export
 from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail
 from diva.data.datamodule import SpeechDataModule
 from diva.errors import UserError
+from diva.metrics_file import MetricsFile
 from diva.models.build import build, load_tokenizer
 from diva.models.config import ModelConfig
 from diva.records import RunRecord
@@ -44,7 +47,9 @@ def run_hydra(config: DictConfig) -> float | None:
         return train(config, Path(HydraConfig.get().runtime.output_dir))
     except UserError as error:
         fail(error)
-        return None
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)  # preempted: the checkpoint is written, resume=RUN_DIR goes on
+    return None
 
 
 def resume_arguments(arguments: list[str]) -> list[str]:
@@ -81,6 +86,7 @@ def train(config: DictConfig, folder: Path) -> float | None:
         instantiate(config.optimizer.schedule),
         config.optimizer.gradient_clip,
         config.hardware.micro_batch_size,
+        instantiate(config.precompute),
     )
     throughput = Throughput()
     responses = SampleResponses(folder, config.sample_responses)
@@ -121,7 +127,7 @@ def make_data(
 def make_trainer(config: DictConfig, folder: Path, callbacks: list) -> Trainer:
     """Lightning's Trainer from the hardware config; validation is counted in optimizer steps, not epochs."""
     hardware = config.hardware
-    loggers = [CSVLogger(folder, name="", version="")]
+    loggers: list[Logger] = [MetricsFile(folder / "metrics.csv")]
     loggers += [instantiate(logger) for logger in (config.logger or {}).values()]
     return Trainer(
         accelerator=hardware.accelerator,

@@ -16,10 +16,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from diva import metrics
 from diva.checkpoints import adapter_state, check_adapter_keys
-from diva.data.batch import SpeechBatch, transcript_tokens
+from diva.data.batch import SpeechBatch
+from diva.errors import UserError
 from diva.models.diva import Diva
 from diva.objectives import Objective, align_distances, distill_distances
-from diva.teacher import TeacherTable
+from diva.precompute import FrameTable, Precompute, TeacherTable
 
 
 class DivaTraining(LightningModule):
@@ -37,8 +38,11 @@ class DivaTraining(LightningModule):
         schedule: Callable[[Optimizer], LRScheduler],
         gradient_clip: float,
         micro_batch_size: int,
+        precompute: Precompute,
     ):
         super().__init__()
+        if micro_batch_size < 1:
+            raise UserError(f"hardware.micro_batch_size={micro_batch_size} must be at least 1")
         self.automatic_optimization = False
         self.strict_loading = False  # the frozen parts are not in the checkpoint
         self.model = model
@@ -47,17 +51,36 @@ class DivaTraining(LightningModule):
         self.schedule_factory = schedule
         self.gradient_clip = gradient_clip
         self.micro_batch_size = micro_batch_size
-        self.teacher: TeacherTable | None = None
+        self.precompute = precompute
+        # By split: one table may serve several validations.
+        self.teacher: dict[str, TeacherTable] = {}
+        self.frames: dict[str, FrameTable] = {}
 
     def configure_optimizers(self):
         optimizer = self.optimizer_factory(self.model.adapter.parameters())
         return [optimizer], [self.schedule_factory(optimizer)]
 
     def on_fit_start(self) -> None:
-        if self.objective.teacher == "corpus" and self.objective.distill_weight > 0:
-            data = self.trainer.datamodule
-            transcripts = transcript_tokens(data.tokenizer, data.train.clips["text"].to_pylist())
-            self.teacher = TeacherTable.build(self.model, transcripts, self.trainer.strategy)
+        data, barrier = self.trainer.datamodule, self.trainer.strategy.barrier
+        splits = {data.train_split: data.train} | {data.val_splits[name]: data.val[name] for name in data.val}
+        for split, manifest in splits.items():
+            if self.precompute.teacher_states:
+                self.teacher[split] = TeacherTable.build(self.model, manifest, data.tokenizer, barrier)
+            frames = FrameTable.build(self.model, manifest, self.precompute.encoder_frames_gb, barrier)
+            if frames is not None:
+                self.frames[split] = frames
+
+    def virtual_tokens(self, batch: SpeechBatch, split: str) -> Tensor:
+        """v [B, Q, D] of a batch of a split."""
+        if split in self.frames:
+            return self.model.adapter(*self.frames[split](batch.clips))
+        return self.model.virtual_tokens(batch.waveforms, batch.samples)
+
+    def teacher_states(self, batch: SpeechBatch, split: str) -> Tensor:
+        """h_teacher [B, D] of a batch of a split."""
+        if split in self.teacher:
+            return self.teacher[split](batch.clips)
+        return self.model.teacher_states(batch.token_ids, batch.tokens)
 
     # ---- training
 
@@ -88,20 +111,16 @@ class DivaTraining(LightningModule):
 
     def loss_sums(self, batch: SpeechBatch, distills: bool) -> tuple[Tensor, Tensor]:
         """Sum of distillation distances over clips and of alignment distances over tokens (module docstring)."""
-        v = self.model.virtual_tokens(batch.waveforms, batch.samples)
+        train = self.trainer.datamodule.train_split
+        v = self.virtual_tokens(batch, train)
         distill = align = v.new_zeros((), dtype=torch.float32)
         if self.objective.align_weight > 0:
             distances, _ = align_distances(v, self.model.embed(batch.token_ids), batch.tokens)
             align = distances.sum()
         if distills:
-            distances = distill_distances(self.model.student_states(v), self._teacher_states(batch))
+            distances = distill_distances(self.model.student_states(v), self.teacher_states(batch, train))
             distill = distances.masked_fill(~batch.valid, 0.0).sum()
         return distill, align
-
-    def _teacher_states(self, batch: SpeechBatch) -> Tensor:
-        if self.teacher is not None:
-            return self.teacher(batch.clips).to(self.device)
-        return self.model.teacher_states(batch.token_ids, batch.tokens)
 
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(values, reduce_op="sum")
@@ -124,16 +143,11 @@ class DivaTraining(LightningModule):
         data = self.trainer.datamodule
         name, split = list(data.val_splits.items())[dataloader_idx]
         data.record_faults(batch.faults, split)
-        v = self.model.virtual_tokens(batch.waveforms, batch.samples)
+        v = self.virtual_tokens(batch, split)
         embeddings = self.model.llm.get_input_embeddings().weight
         aligned = metrics.aligned_tokens(v, batch.token_ids, batch.tokens, embeddings)
-        student, teacher = (
-            self.model.logits(states)[batch.valid]
-            for states in (
-                self.model.student_states(v),
-                self.model.teacher_states(batch.token_ids, batch.tokens),
-            )
-        )
+        states = self.model.student_states(v), self.teacher_states(batch, split)
+        student, teacher = (self.model.logits(x[batch.valid]) for x in states)
         self._log_mean(f"{name}/alignment_accuracy", aligned)
         self._log_mean(f"{name}/first_token_agreement", metrics.first_token_agreement(student, teacher))
         self._log_mean(f"{name}/kl", metrics.kl_divergence(student, teacher))

@@ -231,7 +231,8 @@ def convert(source, target):
     meeting = pathlib.Path(os.environ["DIVA_CACHE"]).parent / "meeting"
     meeting.mkdir(exist_ok=True)
     (meeting / sys.argv[1]).touch()
-    while len(list(meeting.iterdir())) < 2:
+    give_up = time.monotonic() + 20
+    while len(list(meeting.iterdir())) < 2 and time.monotonic() < give_up:
         time.sleep(0.01)
     (target / "model.safetensors").write_text(sys.argv[1])
 
@@ -307,6 +308,7 @@ def test_a_cache_that_cannot_be_written(
         ("SmolLM2-135M-instruct", LLM),
         ("meta-llama/llama-3.2-1b-instruct", "meta-llama/Llama-3.2-1B-Instruct"),
         ("owner/modell", NAME),
+        ("OPENAI/WHISPER-TINY.EN", WHISPER),
     ],
 )
 def test_misspelt_name(misspelt: str, meant: str, tmp_path: Path, no_network: None) -> None:

@@ -134,9 +134,10 @@ class ResumableLoader(DataLoader[SpeechBatch]):
     """Loads the batches of a BucketBatchSampler, and knows how many of them were taken, not merely prefetched.
 
     Lightning keeps its state in the checkpoint. The state is plain numbers, so a run can be continued with
-    another number of workers or ranks. Each pass is the next epoch; the first one is what `set_epoch` says, or
-    what was loaded. Lightning's own count is not used after that: it is one too high in a run continued from a
-    checkpoint written at the end of an epoch.
+    another number of workers or ranks. A pass goes on behind the last batch taken and ends with the epoch; the
+    one after it is the next epoch. The first is what `set_epoch` says, unless a state was loaded. Lightning's own
+    count is not used after that: in a run continued from a checkpoint written at the end of an epoch, it is one
+    too high, or breaks the first epoch off after a batch.
 
     `options` are those of DataLoader. A batch is `dataset[BatchPlan]`.
     """
@@ -145,30 +146,25 @@ class ResumableLoader(DataLoader[SpeechBatch]):
 
     def __init__(self, dataset: Dataset[SpeechBatch], sampler: BucketBatchSampler, **options: Any):
         super().__init__(dataset, batch_size=None, sampler=sampler, **options)  # type: ignore[arg-type]
-        self._epoch = 0
+        self._epoch: int | None = None  # unknown until the first batch is taken or a state is loaded
         self._given = 0  # batches of this epoch that were taken
-        self._begun = False
-        self._resumed = False
 
     def __iter__(self) -> Iterator[SpeechBatch]:  # type: ignore[override]
         # A generator, because the epoch is known, and workers may prefetch, only when the first batch is taken:
         # Lightning calls iter() before set_epoch().
-        if self._resumed:
-            self._resumed = False
-        else:
-            self._epoch = self._epoch + 1 if self._begun else self.sampler.epoch
-            self._given = 0
-        self._begun = True
+        if self._epoch is None:
+            self._epoch = self.sampler.epoch
+        elif self._given == len(self):
+            self._epoch, self._given = self._epoch + 1, 0
         self.sampler.epoch, self.sampler.first = self._epoch, self._given
         for batch in super().__iter__():
-            self._given += 0
+            self._given += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Where to go on, and what must be the same there."""
-        over = self._given == len(self)  # an epoch that is over is the next one's beginning
-        place = {"epoch": self._epoch + over, "given": 0 if over else self._given}
-        return place | self.sampler.identity()
+        epoch = self.sampler.epoch if self._epoch is None else self._epoch
+        return {"epoch": epoch, "given": self._given} | self.sampler.identity()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on behind the last batch taken; UserError when that order cannot be reproduced."""
@@ -179,7 +175,6 @@ class ResumableLoader(DataLoader[SpeechBatch]):
                     "of clips cannot be continued; use the same data and settings, or start a new run"
                 )
         self._epoch, self._given = state["epoch"], state["given"]
-        self._resumed = True
 
 
 class EvalBatchSampler(Sampler[BatchPlan]):

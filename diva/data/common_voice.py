@@ -151,7 +151,7 @@ def _read_tsv(tsv: Path, skipped: list[Skip]) -> dict[str, pa.ChunkedArray]:
         skipped.append(Skip(clip_id, "damaged row", detail))
         return "skip"
 
-    decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     read = [name for name in names if name not in _UNREAD_COLUMNS]
     plain, repeating = pa.string(), pa.dictionary(pa.int32(), pa.string())
     schema = pa.schema([(name, plain if name in _UNIQUE_COLUMNS else repeating) for name in read])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations, product
 
+from diva.data import knowledge as k
 from diva.data import vocabulary as v
 
 # What the slowest voice says in about 3.5 seconds.
@@ -76,8 +77,8 @@ def article(word: str) -> str:
 
 
 def plural(noun: str) -> str:
-    if noun in v.PLURALS:
-        return v.PLURALS[noun].split("|")[0]
+    if noun in k.PLURALS:
+        return k.PLURALS[noun].split("|")[0]
     if re.search(r"[^aeiou]y$", noun):
         return noun[:-1] + "ies"
     return noun + ("es" if re.search(r"(s|x|z|ch|sh)$", noun) else "s")
@@ -167,12 +168,12 @@ def _higher(ladders: Sequence[Sequence[str]], sign: int = 1) -> Callable[[str, s
 
 
 def _with_article(noun: str, kind: str) -> str:
-    return noun if kind in v.UNCOUNTED_KINDS else f"a(n) {noun}"
+    return noun if kind in k.UNCOUNTED_KINDS else f"a(n) {noun}"
 
 
 def _kind_questions() -> list[Row]:
     """(kind, one thing, another thing), just one of the two being of that kind."""
-    things = [(_with_article(word, kind), kind) for kind, words in v.KINDS.items() for word in words]
+    things = [(_with_article(word, kind), kind) for kind, words in k.KINDS.items() for word in words]
     return [
         (kind, left, right)
         for (left, left_kind), (right, right_kind) in permutations(things, 2)
@@ -182,18 +183,18 @@ def _kind_questions() -> list[Row]:
 
 
 def _of_kind(kind: str, left: str, right: str) -> str:
-    return next(noun for thing in (left, right) if (noun := thing.removeprefix("a(n) ")) in v.KINDS[kind])
+    return next(noun for thing in (left, right) if (noun := thing.removeprefix("a(n) ")) in k.KINDS[kind])
 
 
 def _translations() -> list[Row]:
-    return [(word, language) for language, words in v.TRANSLATIONS.items() for word in words]
+    return [(word, language) for language, words in k.TRANSLATIONS.items() for word in words]
 
 
 _LEDGERS = [(left, right) for left in range(2, 50) for right in range(2, 50)]
 _TIMES = [(left, right) for left in range(2, 13) for right in range(2, 13)]
 _COUNTED = [in_words(number) for number in range(100)]
 _NOUNS = sorted({*v.ANIMALS, *v.OBJECTS, *v.FRUITS, *v.VEGETABLES, *v.INSTRUMENTS})
-_EVERYDAY = sorted({*v.OPPOSITES, *v.FEELINGS, *v.PAST_TENSES, *_NOUNS})
+_EVERYDAY = sorted({*k.OPPOSITES, *v.FEELINGS, *k.PAST_TENSES, *_NOUNS})
 _CLOCK = [f"{hour} {half}" for hour in _UNITS[1:13] for half in ("o'clock", "thirty", "fifteen")]
 _MINUTES = [
     f"{count} {unit}"
@@ -204,15 +205,15 @@ _MINUTES = [
 # Every template has a name of its own; the order is part of what a seed means.
 TEMPLATES: dict[str, Template] = {
     # Questions with an answer that can be checked.
-    "capital": Template("What is the capital of {}?", _each(v.CAPITALS), v.CAPITALS.get),
-    "capital_tell": Template("Tell me the capital city of {}.", _each(v.CAPITALS), v.CAPITALS.get),
+    "capital": Template("What is the capital of {}?", _each(k.CAPITALS), k.CAPITALS.get),
+    "capital_tell": Template("Tell me the capital city of {}.", _each(k.CAPITALS), k.CAPITALS.get),
     "capital_of": Template(
         "{} is the capital of which country?",
-        _each(city.split("|")[0] for city in v.CAPITALS.values()),
-        {city.split("|")[0]: country for country, city in v.CAPITALS.items()}.get,
+        _each(city.split("|")[0] for city in k.CAPITALS.values()),
+        {city.split("|")[0]: country for country, city in k.CAPITALS.items()}.get,
     ),
-    "continent": Template("Which continent is {} in?", _each(v.CONTINENTS), v.CONTINENTS.get),
-    "tongue": Template("What language do people speak in {}?", _each(v.TONGUES), v.TONGUES.get),
+    "continent": Template("Which continent is {} in?", _each(k.CONTINENTS), k.CONTINENTS.get),
+    "tongue": Template("What language do people speak in {}?", _each(k.TONGUES), k.TONGUES.get),
     "plus": Template("What is {} plus {}?", _numbers(_LEDGERS), _arithmetic(int.__add__)),
     "minus": Template(
         "What is {} minus {}?", _numbers((a + b, a) for a, b in _LEDGERS), _arithmetic(int.__sub__)
@@ -241,18 +242,18 @@ TEMPLATES: dict[str, Template] = {
     "day_before": Template("What day comes before {}?", _each(v.DAYS), _after(v.DAYS, -1)),
     "month_after": Template("Which month comes after {}?", _each(v.MONTHS), _after(v.MONTHS, 1)),
     "month_before": Template("Which month comes before {}?", _each(v.MONTHS), _after(v.MONTHS, -1)),
-    "fact": Template("{}", _each(v.FACTS), v.FACTS.get),
+    "fact": Template("{}", _each(k.FACTS), k.FACTS.get),
     "legs": Template(
-        "How many legs does a(n) {} have?", _each(v.LEGS), lambda animal: _with_word(v.LEGS[animal])
+        "How many legs does a(n) {} have?", _each(k.LEGS), lambda animal: _with_word(k.LEGS[animal])
     ),
-    "baby": Template("What is a baby {} called?", _each(v.BABIES), v.BABIES.get),
-    "sound": Template("What sound does a(n) {} make?", _each(v.SOUNDS), v.SOUNDS.get),
-    "color": Template("What color is {}?", _each(v.COLORS), v.COLORS.get),
-    "opposite": Template("What is the opposite of {}?", _each(v.OPPOSITES), v.OPPOSITES.get),
-    "plural": Template("What is the plural of {}?", _each(v.PLURALS), v.PLURALS.get),
-    "past_tense": Template("What is the past tense of {}?", _each(v.PAST_TENSES), v.PAST_TENSES.get),
+    "baby": Template("What is a baby {} called?", _each(k.BABIES), k.BABIES.get),
+    "sound": Template("What sound does a(n) {} make?", _each(k.SOUNDS), k.SOUNDS.get),
+    "color": Template("What color is {}?", _each(k.COLORS), k.COLORS.get),
+    "opposite": Template("What is the opposite of {}?", _each(k.OPPOSITES), k.OPPOSITES.get),
+    "plural": Template("What is the plural of {}?", _each(k.PLURALS), k.PLURALS.get),
+    "past_tense": Template("What is the past tense of {}?", _each(k.PAST_TENSES), k.PAST_TENSES.get),
     "translate": Template(
-        "How do you say {} in {}?", _translations(), lambda word, tongue: v.TRANSLATIONS[tongue][word]
+        "How do you say {} in {}?", _translations(), lambda word, tongue: k.TRANSLATIONS[tongue][word]
     ),
     "first_letter": Template(
         "What letter does {} start with?", _each(_EVERYDAY), lambda word: word[0].upper()
@@ -262,17 +263,17 @@ TEMPLATES: dict[str, Template] = {
         _each(w for w in _EVERYDAY if " " not in w),
         lambda word: _number(len(word)),
     ),
-    "bigger": Template("Which is bigger, a(n) {} or a(n) {}?", _rungs(v.SIZES), _higher(v.SIZES)),
-    "smaller_thing": Template("What is smaller, a(n) {} or a(n) {}?", _rungs(v.SIZES), _higher(v.SIZES, -1)),
-    "faster": Template("What is faster, a(n) {} or a(n) {}?", _rungs([v.SPEEDS]), _higher([v.SPEEDS])),
+    "bigger": Template("Which is bigger, a(n) {} or a(n) {}?", _rungs(k.SIZES), _higher(k.SIZES)),
+    "smaller_thing": Template("What is smaller, a(n) {} or a(n) {}?", _rungs(k.SIZES), _higher(k.SIZES, -1)),
+    "faster": Template("What is faster, a(n) {} or a(n) {}?", _rungs([k.SPEEDS]), _higher([k.SPEEDS])),
     "which_kind": Template("Which is a(n) {}, {} or {}?", _kind_questions(), _of_kind),
     "fruit_or_vegetable": Template(
         "Is a(n) {} a fruit or a vegetable?",
         _each(v.FRUITS + v.VEGETABLES),
         lambda food: "fruit" if food in v.FRUITS else "vegetable",
     ),
-    "workplace": Template("Who works at a(n) {}?", _each(v.WORKPLACES), v.WORKPLACES.get),
-    "author": Template("Who wrote {}?", _each(v.AUTHORS), v.AUTHORS.get),
+    "workplace": Template("Who works at a(n) {}?", _each(k.WORKPLACES), k.WORKPLACES.get),
+    "author": Template("Who wrote {}?", _each(k.AUTHORS), k.AUTHORS.get),
     # Questions that are open.
     "animal_food": Template("What do {} eat?", _each(map(plural, v.ANIMALS))),
     "animal_home": Template("Where do {} live?", _each(map(plural, v.ANIMALS))),
@@ -292,7 +293,7 @@ TEMPLATES: dict[str, Template] = {
     "time_in": Template("What time is it in {}?", _each(v.CITIES)),
     "distance": Template("How far is {} from {}?", _two(v.CITIES)),
     "sights": Template("What should I see in {}?", _each(v.CITIES)),
-    "famous_for": Template("What is {} famous for?", _each((*v.CITIES, *v.CAPITALS))),
+    "famous_for": Template("What is {} famous for?", _each((*v.CITIES, *k.CAPITALS))),
     "wear": Template("What should I wear to {}?", _each(v.OCCASIONS)),
     "difference": Template("How do {} differ from {}?", _two(map(plural, v.ANIMALS))),
     "why": Template("Why are {} so important?", _each(map(plural, (*v.JOBS, *v.OBJECTS)))),
@@ -312,8 +313,8 @@ TEMPLATES: dict[str, Template] = {
     "song": Template("Sing a(n) {} song about a(n) {}.", _both(v.ADJECTIVES, v.OBJECTS + v.ANIMALS)),
     "explain": Template("Explain {} in simple words.", _each((*v.TOPICS, *v.SUBJECTS))),
     "teach": Template("Can you teach me about {}?", _each((*v.SUBJECTS, *v.TOPICS))),
-    "interesting_fact": Template("Give me an interesting fact about {}.", _each((*v.CAPITALS, *v.SUBJECTS))),
-    "history": Template("Tell me about the history of {}.", _each((*v.CITIES, *v.CAPITALS))),
+    "interesting_fact": Template("Give me an interesting fact about {}.", _each((*k.CAPITALS, *v.SUBJECTS))),
+    "history": Template("Tell me about the history of {}.", _each((*v.CITIES, *k.CAPITALS))),
     "recipe": Template("Give me a recipe for {}.", _each(v.DISHES)),
     "cook_with": Template("What can I cook with {} and {}?", _two(v.INGREDIENTS)),
     "shopping_list": Template("Add {} and {} to my shopping list.", _two(v.GROCERIES)),
@@ -339,7 +340,7 @@ TEMPLATES: dict[str, Template] = {
         "Name three famous {} from {}.",
         _both(
             ("writers", "painters", "singers", "actors", "scientists", "athletes", "leaders", "dishes"),
-            v.CONTINENTS,
+            k.CONTINENTS,
         ),
     ),
     "rhyme": Template("What rhymes with {}?", _each(_EVERYDAY)),

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
@@ -24,6 +25,7 @@ import soundfile
 from filelock import FileLock
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from diva.cli import exit_codes
 from diva.data.common_voice import CommonVoice
 from diva.data.manifest import Manifest
 from diva.data.sentences import Sentence, sentences
@@ -32,6 +34,7 @@ from diva.errors import UserError
 RELEASE = "cv-corpus-spoken-mini"
 LOCALE = "en"
 DEFAULT_SEED = 1
+MINIMUM = 20  # sentences, so that no split is empty
 SENTENCES = 6_000
 # Parts of the whole; the rest is for training.
 DEV = 0.04
@@ -113,9 +116,7 @@ def plan(seed: int, limit: int | None = None) -> dict[str, list[Clip]]:
     All that is left to chance hangs on the sentence itself, so most clips stay what they are when templates
     or the number of sentences change.
     """
-    texts = sorted(
-        sentences(min(limit or SENTENCES, SENTENCES), seed), key=lambda sentence: _digest(seed, sentence.text)
-    )
+    texts = sorted(sentences(limit or SENTENCES, seed), key=lambda sentence: _digest(seed, sentence.text))
     total = len(texts)
     held_out = [round(total * part) for part in (UNSEEN_VOICE_TEST, SEEN_VOICE_TEST, DEV)]
     first, second, third = accumulate(held_out)
@@ -136,12 +137,17 @@ def _cast(sentence: Sentence, voices: Sequence[Voice], seed: int) -> Clip:
 class SpokenMini:
     """The corpus in ROOT/cv-corpus-spoken-mini, made on first use; the same seed gives the same corpus.
 
-    `limit` makes a smaller one. Another seed or a limit has a folder of its own.
+    `limit` makes one of so many sentences. Another seed or a limit has a folder of its own. Raises UserError for
+    a limit that leaves a split empty.
     """
 
     def __init__(self, root: str | Path, seed: int = DEFAULT_SEED, limit: int | None = None):
+        if limit is not None and limit < MINIMUM:
+            raise UserError(f"the spoken corpus needs a limit of at least {MINIMUM} sentences, not {limit}")
         name = RELEASE + (f"-seed{seed}" if seed != DEFAULT_SEED else "") + (f"-{limit}" if limit else "")
         self.release = Path(root).expanduser() / name
+        self._folder = self.release / LOCALE
+        self._marker = self.release / "complete"
         self.seed = seed
         self.limit = limit
 
@@ -155,28 +161,38 @@ class SpokenMini:
 
         Raises UserError where flite is missing, or where the folder cannot be written.
         """
-        splits = plan(self.seed, self.limit)
-        clips = [clip for name, of_split in splits.items() if name != "unseen_voice" for clip in of_split]
-        folder, marker = self.release / LOCALE, self.release / "complete"
-        wanted = _digest(*(clip.row() for clip in clips))
+        if self._is_complete():
+            return
         try:
             self.release.mkdir(parents=True, exist_ok=True)
             with FileLock(self.release / ".lock"):
-                if (
-                    marker.is_file()
-                    and marker.read_text() == wanted
-                    and not _missing(clips, folder / "clips")
-                ):
-                    return
-                marker.unlink(missing_ok=True)
-                _speak_all(clips, folder / "clips")
-                _write_tables(splits, clips, folder)
-                _write_atomically(marker, wanted)
+                if not self._is_complete():  # another process may have made it meanwhile
+                    self._marker.unlink(missing_ok=True)
+                    _speak_all(self._clips, self._folder / "clips")
+                    _write_tables(self._splits, self._clips, self._folder)
+                    _write_atomically(self._marker, self._identity)
         except OSError as error:
             raise UserError(
                 f"cannot write the spoken corpus to {self.release}: {error.strerror}; make room, or choose another"
                 " folder with data.root"
             ) from error
+
+    @cached_property
+    def _splits(self) -> dict[str, list[Clip]]:
+        return plan(self.seed, self.limit)
+
+    @cached_property
+    def _clips(self) -> list[Clip]:
+        return [clip for split, clips in self._splits.items() if split != "unseen_voice" for clip in clips]
+
+    @cached_property
+    def _identity(self) -> str:
+        """What the marker of a complete corpus holds: other templates or voices make it another corpus."""
+        return _digest(*(clip.row() for clip in self._clips))
+
+    def _is_complete(self) -> bool:
+        there = self._marker.is_file() and self._marker.read_text() == self._identity
+        return there and not _missing(self._clips, self._folder / "clips")
 
 
 def _missing(clips: Iterable[Clip], folder: Path) -> list[Clip]:
@@ -189,7 +205,7 @@ def _speak_all(clips: Sequence[Clip], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {clip.file for clip in clips}
     for path in folder.iterdir():
-        if path.name not in wanted or path.stat().st_size == 0:
+        if path.name not in wanted or not _milliseconds(path):
             path.unlink()
     if not (missing := _missing(clips, folder)):
         return
@@ -235,7 +251,11 @@ def _write_tables(splits: dict[str, list[Clip]], clips: Sequence[Clip], folder: 
 
 
 def _milliseconds(path: Path) -> int:
-    info = soundfile.info(path)
+    """By the header; 0 for what is no audio."""
+    try:
+        info = soundfile.info(path)
+    except soundfile.SoundFileError:
+        return 0
     return round(1000 * info.frames / info.samplerate)
 
 
@@ -245,29 +265,26 @@ def _write_atomically(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
-def _summary(corpus: SpokenMini, splits: Iterable[str]) -> str:
-    lines = []
-    for split in splits:
+def _summary(corpus: SpokenMini) -> str:
+    lines = [str(corpus.release)]
+    for split in ("train", "dev", "test", "unseen_voice"):
         manifest = corpus.manifest(split)
         minutes = manifest.durations.sum() / 60
         lines.append(f"{split:<12} {len(manifest):>6,} clips {minutes:7.1f} minutes")
-    return "\n".join([str(corpus.release), *lines])
+    return "\n".join(lines)
 
 
+@exit_codes
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the corpus and say what is in it."""
     parser = argparse.ArgumentParser(
         prog="python -m diva.data.spoken_mini", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--root", default="data", help="folder that gets the corpus (default: data)")
-    parser.add_argument("--limit", type=int, help=f"sentences, when fewer than {SENTENCES:,} will do")
+    parser.add_argument("--limit", type=int, help=f"how many sentences, instead of {SENTENCES:,}")
     options = parser.parse_args(arguments)
     try:
-        print(
-            _summary(SpokenMini(options.root, limit=options.limit), ("train", "dev", "test", "unseen_voice"))
-        )
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+        print(_summary(SpokenMini(options.root, limit=options.limit)))
     except KeyboardInterrupt:
         print("interrupted; the next call goes on from here", file=sys.stderr)
         return 130

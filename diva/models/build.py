@@ -25,7 +25,7 @@ def build(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Diva:
     """Load encoder and LLM frozen and give the adapter its start; `tokenizer` is the LLM's."""
     dtype = getattr(torch, config.frozen_dtype)
     llm = AutoModelForCausalLM.from_pretrained(
-        resolve(config.llm.name), dtype=dtype, attn_implementation="sdpa"
+        resolve(config.llm.name), dtype=dtype, attn_implementation=config.llm.attention
     )
     whisper = WhisperModel.from_pretrained(
         resolve(config.encoder.name), dtype=torch.float32, attn_implementation="sdpa"

@@ -46,10 +46,17 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class LLMConfig:
-    """A chat LLM (hub name or local folder), and the system prompt it is trained under, if any."""
+    """A chat LLM (hub name or local folder), and the system prompt it is trained under, if any.
+
+    `attention` is transformers' attn_implementation; on a CPU and short sequences "eager" is the faster one.
+    """
 
     name: str
     system_prompt: str | None = None
+    attention: Literal["sdpa", "eager"] = "sdpa"
+
+    def __post_init__(self):
+        _check("model.llm.attention", self.attention, ("sdpa", "eager"))
 
 
 @dataclass(frozen=True)

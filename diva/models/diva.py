@@ -80,9 +80,11 @@ class Diva(nn.Module):
 
     def _states(self, embeddings: Tensor) -> Tensor:
         """Embeddings [B, L, D] behind the prefix -> hidden states after the final norm [B, L, D]."""
-        output = self.llm.base_model(
-            inputs_embeds=embeddings, past_key_values=self._prefix(len(embeddings)), use_cache=True
-        )
+        # The frozen LLM computes in the precision it is held in: autocast would only add casts.
+        with torch.autocast(embeddings.device.type, enabled=False):
+            output = self.llm.base_model(
+                inputs_embeds=embeddings, past_key_values=self._prefix(len(embeddings)), use_cache=True
+            )
         return output.last_hidden_state
 
     def _prefix(self, batch: int) -> DynamicCache | None:

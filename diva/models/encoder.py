@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from diva.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, WHISPER_SECONDS, LogMel, valid_frames
+from diva.audio import SAMPLE_RATE, WHISPER_SECONDS, LogMel, valid_frames
 
 Context = Literal["bucket", "full"]
 
@@ -31,7 +31,11 @@ class SpeechEncoder(nn.Module):
         window = int(WHISPER_SECONDS * SAMPLE_RATE)
         if self.context == "full":
             waveforms = F.pad(waveforms, (0, window - waveforms.shape[1]))
-        mel = self.log_mel(waveforms)
+        # Frozen weights compute in the precision they are held in: autocast would only add casts.
+        with torch.autocast(waveforms.device.type, enabled=False):
+            return self._encode(self.log_mel(waveforms), samples)
+
+    def _encode(self, mel: Tensor, samples: Tensor) -> tuple[Tensor, Tensor | None]:
         whisper = self.whisper
         hidden = F.gelu(whisper.conv1(mel.to(whisper.conv1.weight.dtype)))
         hidden = F.gelu(whisper.conv2(hidden)).transpose(1, 2)
@@ -43,7 +47,3 @@ class SpeechEncoder(nn.Module):
         for layer in whisper.layers:
             hidden = layer(hidden, attention_mask=None if mask is None else mask[:, None, None, :])
         return whisper.layer_norm(hidden), mask
-
-    @property
-    def max_frames(self) -> int:
-        return int(WHISPER_SECONDS * SAMPLE_RATE) // SAMPLES_PER_FRAME

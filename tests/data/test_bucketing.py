@@ -132,7 +132,7 @@ def test_eight_buckets_pad_a_quarter_of_what_random_batches_do():
     batches = np.random.default_rng(0).permutation(durations).reshape(-1, batch_size)
     naive = 1 - durations.sum() / (batches.max(axis=1).sum() * batch_size)
     bucketed = BucketBatchSampler(durations, bucket_edges(durations, 8), batch_size, seed=0)
-    assert bucketed.padding_fraction(0) < naive / 3.5
+    assert bucketed.padding_fraction(0) < naive / 4
 
 
 def test_a_million_clips_take_about_a_second():
@@ -198,6 +198,14 @@ def test_passes_are_successive_epochs_from_the_one_that_was_set():
     loader.sampler.set_epoch(4)  # Lightning calls iter() first
     assert list(iterator) == list(sampler(33, epoch=4))
     assert list(loader) == list(sampler(33, epoch=5))
+
+
+def test_a_pass_that_was_broken_off_is_taken_up_by_the_next():
+    loader = ResumableLoader(Plans(), sampler(33), num_workers=2)
+    whole = list(sampler(33))
+    assert next(iter(loader)) == whole[0]
+    assert list(loader) == whole[1:]
+    assert list(loader) == list(sampler(33, epoch=1))
 
 
 def test_lightnings_count_of_epochs_is_not_used_after_a_state_was_loaded():

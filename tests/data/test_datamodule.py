@@ -1,3 +1,4 @@
+import os
 from dataclasses import dataclass, field
 from itertools import chain
 from types import SimpleNamespace
@@ -50,6 +51,8 @@ class Memory:
     def manifest(self, split: str) -> Manifest:
         texts = self.texts if split == "train" else ["bye"] * 4
         seconds = np.random.default_rng(0).uniform(0.5, 3.0, len(texts)).astype(np.float32)
+        if split != "train":
+            seconds *= 2
         clips = pa.table(
             {
                 "clip_id": [f"{split}{i}" for i in range(len(texts))],
@@ -181,6 +184,11 @@ def test_the_description_has_clips_hours_buckets_and_padding(make):
     assert made.shapes() == sorted({(4, plan.padded_samples) for plan in made.train_dataloader().sampler})
 
 
+def test_no_worker_has_the_tokenizers_warning_printed(make):
+    make(num_workers=2).setup("fit")
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+
+
 # -- loaders --------------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +199,16 @@ def test_every_epoch_has_every_clip_once_and_its_own_order(make):
     for batches in epochs:
         assert sorted(chain.from_iterable(batches)) == [-1, -1, *range(CLIPS)]
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_a_validation_clip_longer_than_all_of_training_has_a_shape_of_its_own(make):
+    made = make(corpus=Memory(["alone"]))
+    made.setup("fit")
+    longest = max(made.val["val"].durations)
+    assert longest > made.train.durations.max()
+    (batch,) = made.val_dataloader()[0]
+    assert batch.faults == []
+    assert batch.waveforms.shape[1] >= longest * SAMPLE_RATE + SAMPLE_RATE
 
 
 def test_validations_come_in_their_order_and_whole(make):

@@ -1,0 +1,57 @@
+"""metrics.csv: one row a step, kept whole through a kill and a resume."""
+
+import csv
+import os
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class MetricsFile(Logger):
+    """Writes `path` anew with every row, beside its place and then renamed.
+
+    Lightning's CSVLogger deletes what an earlier process wrote; this one continues it: rows of steps that a
+    resumed run takes again are replaced.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self._rows: dict[int, dict[str, Any]] | None = None
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The run's config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        assert step is not None
+        if self._rows is None:
+            self._rows = {row: values for row, values in self._read().items() if row <= step}
+        self._rows.setdefault(step, {}).update(metrics)
+        columns = sorted({name for row in self._rows.values() for name in row} - {"step", "epoch"})
+        temporary = self.path.with_suffix(".tmp")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, ["step", "epoch", *columns])
+            writer.writeheader()
+            writer.writerows({"step": number, **row} for number, row in sorted(self._rows.items()))
+        os.replace(temporary, self.path)
+
+    def _read(self) -> dict[int, dict[str, Any]]:
+        if not self.path.is_file():
+            return {}
+        with open(self.path, newline="") as file:
+            return {
+                int(row.pop("step")): {name: value for name, value in row.items() if value != ""}
+                for row in csv.DictReader(file)
+            }

@@ -1,0 +1,236 @@
+"""`python -m diva.train` as users run it: real subprocesses, real signals, real files."""
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import command, environment, losses, metrics, run
+from conftest import write_release
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.integration
+STEPS = 10
+
+
+@pytest.fixture(scope="session")
+def arguments(tiny_overrides: list[str], tiny_release: Path) -> list[str]:
+    return [
+        *tiny_overrides,
+        "data=common_voice",
+        f"data.root={tiny_release}",
+        "data.batch_size=4",
+        "objective.distill_from_step=3",
+        "optimizer.warmup_steps=2",
+        f"max_steps={STEPS}",
+        "val_every=5",
+        "checkpoint_every=2",
+        "log_every=1",
+        "sample_responses=2",
+    ]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(arguments: list[str], shared_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    done = run("diva.train", *arguments, f"hydra.run.dir={folder}", cache=shared_cache, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(undisturbed: Path, tiny_release: Path):
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    for figure in ("val/alignment_accuracy", "val/first_token_agreement", "val/kl"):
+        assert math.isfinite(summary[figure])
+    assert summary["clips_in_corpus"] == {"train": 22, "val": 6}
+    # Batches of 4 from 22 clips: five full ones and one of 2 an epoch, in an order that the seed decides.
+    assert STEPS * 4 - 4 <= summary["clips_seen"] <= STEPS * 4
+    assert len(summary["responses"]) == 2
+    assert (undisturbed / "skipped.tsv").is_file()
+    assert f"root: {tiny_release}" in (undisturbed / "config.yaml").read_text()
+    rows = metrics(undisturbed)
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(STEPS))
+    assert [int(row["step"]) for row in rows if row["val/kl"]] == [4, 9]
+    terms = losses(undisturbed)
+    assert all(terms[step][2] == "" for step in range(3)), "no distillation before its step"
+    assert all(float(terms[step][2]) > 0 for step in range(3, STEPS))
+    for step in range(3, STEPS):
+        assert float(terms[step][0]) == pytest.approx(float(terms[step][1]) + float(terms[step][2]), rel=1e-5)
+
+
+def test_checkpoints_hold_the_adapter_and_no_frozen_weight(undisturbed: Path):
+    checkpoint = torch.load(undisturbed / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["state_dict"]
+    assert all(key.startswith("model.adapter.") for key in checkpoint["state_dict"])
+    adapter = sum(value.numel() for value in checkpoint["state_dict"].values())
+    optimizer = checkpoint["optimizer_states"][0]["state"]
+    assert sum(state["exp_avg"].numel() for state in optimizer.values()) == adapter
+    exported = load_file(undisturbed / "export" / "adapter.safetensors")
+    for key, value in checkpoint["state_dict"].items():
+        torch.testing.assert_close(exported[key.removeprefix("model.adapter.")], value, rtol=0, atol=0)
+
+
+def wait_for_step(folder: Path, process: subprocess.Popen, step: int, seconds: float = 120) -> None:
+    deadline = time.time() + seconds
+    while time.time() < deadline and process.poll() is None:
+        if (folder / "checkpoints" / "last.ckpt").is_file() and (folder / "metrics.csv").is_file():
+            logged = losses(folder)
+            if logged and max(logged) >= step:
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"the run ended or hung before step {step}")
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
+def test_a_killed_run_resumes_to_the_bit(undisturbed, arguments, shared_cache, tmp_path, sent, status):
+    folder = tmp_path / "killed"
+    process = subprocess.Popen(
+        # log_every=1 flushes metrics.csv, in which the test watches for the step
+        command("diva.train", *arguments, f"hydra.run.dir={folder}"),
+        cwd=tmp_path,
+        env=environment(shared_cache),
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for_step(folder, process, 3)
+    process.send_signal(sent)
+    assert process.wait(60) == status
+    before = losses(folder)
+    assert max(before) < STEPS - 1, "it was to be killed on its way"
+    if sent == signal.SIGTERM:
+        saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+        assert saved == max(before) + 1, "a preempted run saves the step it is at"
+    (folder / "checkpoints" / "last.tmp").write_bytes(b"half a checkpoint")
+    done = run("diva.train", f"resume={folder}", cache=shared_cache, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = losses(undisturbed)
+    resumed = losses(folder)
+    assert resumed.keys() == expected.keys()
+    assert resumed == expected
+    final, ours = (json.loads((f / "summary.json").read_text()) for f in (undisturbed, folder))
+    assert final["val/kl"] == ours["val/kl"]
+    assert final["responses"] == ours["responses"]
+
+
+def test_resuming_refuses_what_is_no_whole_checkpoint(undisturbed, shared_cache, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(undisturbed, damaged)
+    checkpoint = damaged / "checkpoints" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:2000])
+    for folder, message in ((damaged, "damaged"), (tmp_path, "not a run")):
+        done = run("diva.train", f"resume={folder}", cache=shared_cache, cwd=tmp_path)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.fixture(scope="session")
+def reference(arguments, shared_cache, tmp_path_factory) -> Path:
+    """Three steps in float32 with every clip of a global batch in one pass."""
+    folder = tmp_path_factory.mktemp("runs") / "reference"
+    done = run(
+        "diva.train", *exact(arguments), f"hydra.run.dir={folder}", cache=shared_cache, cwd=folder.parent
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def exact(arguments: list[str]) -> list[str]:
+    changes = ["hardware.precision=32-true", "model.frozen_dtype=float32", "objective.distill_from_step=0"]
+    return [
+        *arguments,
+        *changes,
+        "max_steps=3",
+        "sample_responses=0",
+        "precompute.teacher_states=false",
+        "precompute.encoder_frames_gb=0",
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [["hardware.micro_batch_size=1"], ["hardware.micro_batch_size=3"], ["hardware=cpu_ddp"],
+     ["hardware=cpu_ddp", "hardware.micro_batch_size=1"], ["precompute.teacher_states=true", "precompute.encoder_frames_gb=1"]],
+    ids="-".join,
+)  # fmt: skip
+def test_accumulation_and_ddp_do_not_change_the_loss(reference, arguments, shared_cache, tmp_path, change):
+    folder = tmp_path / "run"
+    done = run(
+        "diva.train", *exact(arguments), *change, f"hydra.run.dir={folder}", cache=shared_cache, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    expected, ours = losses(reference), losses(folder)
+    assert expected.keys() == ours.keys()
+    for step, terms in expected.items():
+        assert [float(x) for x in ours[step]] == pytest.approx([float(x) for x in terms], abs=1e-4)
+    weights = [load_file(f / "export" / "adapter.safetensors") for f in (reference, folder)]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, atol=2e-4, rtol=0)
+
+
+def test_misspelt_keys_fail_in_seconds_with_the_nearest_right_one(shared_cache, tmp_path, tiny_overrides):
+    config = tmp_path / "mine" / "experiment"
+    config.mkdir(parents=True)
+    (config / "typo.yaml").write_text("# @package _global_\nmax_steps: 3\ndata:\n  batchsize: 3\n")
+    for wrong, right in (
+        (["data.rot=x"], "data.root"),
+        (["optimizer.lrr=1"], "optimizer.lr"),
+        (["experiment=minni"], "mini"),
+        (["objective.aline_weight=1"], "objective.align_weight"),
+        (["+objective.aline_weight=1"], "objective.align_weight"),
+        (["--config-dir", str(tmp_path / "mine"), "experiment=typo"], "data.batch_size"),
+    ):
+        started = time.time()
+        done = run("diva.train", *wrong, cache=shared_cache, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert right in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert time.time() - started < 40
+
+
+def test_wrong_input_is_one_line_and_exit_code_2(shared_cache, tmp_path, arguments):
+    empty = write_release(tmp_path / "empty", {"train": 0, "dev": 1})
+    for changes, message in (
+        ([f"data.root={tmp_path / 'nowhere'}"], "nowhere"),
+        ([f"data.root={empty}"], "train"),
+        (["data=common_voice", "data.root=???"], "data.root"),
+        (["data.train_split=trian"], "train"),
+        (["model.llm.name=no/such-model"], "no/such-model"),
+        (["model.adapter.kind=mpl"], "mlp"),
+        (["hardware.micro_batch_size=0"], "micro_batch_size"),
+    ):
+        done = run("diva.train", *arguments, *changes, cache=shared_cache, cwd=tmp_path)
+        assert done.returncode == 2, (changes, done.stderr)
+        lines = [line for line in done.stderr.strip().splitlines() if line.startswith("diva:")]
+        assert len(lines) == 1, done.stderr
+        assert message in lines[0]
+        assert "Traceback" not in done.stderr
+
+
+def test_one_sample_and_an_odd_batch(shared_cache, tmp_path, arguments):
+    release = write_release(tmp_path / "one", {"train": 1, "dev": 1})
+    folder = tmp_path / "run"
+    done = run(
+        "diva.train", *arguments, f"data.root={release}", "max_steps=4", "val_every=2", "data.batch_size=3",
+        f"hydra.run.dir={folder}", cache=shared_cache, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((folder / "summary.json").read_text())["clips_seen"] == 4
+
+
+def test_a_sweep_ends_with_one_table(shared_cache, tmp_path, arguments):
+    folder = tmp_path / "sweep"
+    changes = ["max_steps=2", "val_every=2", "sample_responses=0", "objective.distill_from_step=0"]
+    done = run(
+        "diva.train", "-m", *arguments, *changes, "objective.align_weight=0.5,1", "seed=1,2",
+        f"hydra.sweep.dir={folder}", cache=shared_cache, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list(folder.glob("*/summary.json"))) == 4
+    for text in ("objective.align_weight", "val/kl", "0.5"):
+        assert text in done.stdout
+    assert done.stdout.count("objective.align_weight") == 1
