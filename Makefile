@@ -38,8 +38,8 @@ train: setup ## train the mini DiVA: about 15 minutes on two CPU cores; ARGS="ke
 corpus: setup ## speak the mini corpus (make train does it by itself)
 	$(BIN)/python -m diva.data.spoken_mini
 
-curves: setup ## draw the newest run's curves into docs/
-	$(BIN)/python -m diva.curves
+curves: setup ## draw the newest run's curves, and put its results into the README
+	$(BIN)/python -m diva.curves --into docs/mini --readme README.md
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest

@@ -188,6 +188,8 @@ def _explain(error: Exception, config_name: str) -> str:
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match.group(1)
         parent, _, last = key.rpartition(".")
+        if last in _siblings(config_name, parent):
+            return f"'{key}' has other entries than those given; add one with: +{key}.NAME=VALUE"
         return f"there is no key '{key}'{_nearest(last, _siblings(config_name, parent), parent)}"
     if match := re.search(r"Could not override '([^']+)'\.\s*No match", text):
         return f"there is no group '{match.group(1)}'"

@@ -1,13 +1,14 @@
 """Draw a run's curves: `python -m diva.curves [RUN_DIR] [--into FOLDER]` (the newest run unless named).
 
-Writes curves.png into the run's folder; with --into also copies the figures that a README rests on there:
-summary.json, responses.tsv and results.md, a table to paste.
+Writes curves.png into the run's folder. --into also copies there what a README rests on (curves.png,
+summary.json, responses.tsv), and --readme writes the results of summary.json between that file's marks.
 """
 
 import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -19,6 +20,7 @@ import pyarrow.csv
 from diva.cli import exit_codes
 from diva.errors import UserError
 
+_BEGIN, _END = "<!-- results -->", "<!-- /results -->"
 _LOSSES = {"train/align": "alignment, per token", "train/distill": "distillation, per clip"}
 _FIGURES = {
     "alignment_accuracy": "alignment accuracy",
@@ -34,6 +36,9 @@ def main() -> None:
         "run", type=Path, nargs="?", help="a run directory; the newest below runs/ unless given"
     )
     parser.add_argument("--into", type=Path, help="also copy picture, summary and responses here")
+    parser.add_argument(
+        "--readme", type=Path, help=f"write the results between {_BEGIN} and {_END} of this file"
+    )
     arguments = parser.parse_args()
     run = arguments.run or newest_run(Path("runs"))
     picture = draw(run)
@@ -42,7 +47,9 @@ def main() -> None:
         arguments.into.mkdir(parents=True, exist_ok=True)
         for file in (picture, run / "summary.json", run / "responses.tsv"):
             shutil.copy(file, arguments.into)
-        (arguments.into / "results.md").write_text(results_table(run / "summary.json"))
+    if arguments.readme:
+        summary = json.loads((run / "summary.json").read_text())
+        write_between_marks(arguments.readme, results(summary))
 
 
 def newest_run(folder: Path) -> Path:
@@ -86,20 +93,40 @@ def series(table: pa.Table, column: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in logged], [value for _, value in logged]
 
 
-def results_table(summary_file: Path) -> str:
-    """The final figures as a markdown table, one column for each validation set."""
-    summary = json.loads(summary_file.read_text())
+def results(summary: dict[str, Any]) -> str:
+    """The final figures and the sample responses of a run as markdown."""
     names = sorted({key.split("/")[0] for key in summary if key.endswith("/kl")})
     header = [
-        "",
-        *(name.replace("val_", "").replace("_", " ").replace("val", "held-out sentences") for name in names),
+        "held-out sentences" if name == "val" else name.removeprefix("val_").replace("_", " ")
+        for name in names
     ]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    lines = ["| | " + " | ".join(header) + " |", "|---" * (len(names) + 1) + "|"]
     for key, label in _FIGURES.items():
         values = (f"{summary[f'{name}/{key}']:.3f}" for name in names)
         lines.append(f"| {label} | " + " | ".join(values) + " |")
-    speed = f"{summary['clips_per_second']:.1f} clips/s, {summary['seconds'] / 60:.1f} min"
-    return "\n".join(lines) + f"\n\n{speed}, revision {summary['revision']}.\n"
+    threads = summary["machine"]["cpu_threads"]
+    lines += [
+        "",
+        f"{summary['seconds'] / 60:.1f} minutes on {threads} CPU threads, {summary['clips_per_second']:.1f} clips a"
+        f" second, revision `{summary['revision']}`. Held-out questions, as the frozen LLM answers when it reads them"
+        " and when it hears them (cut after 24 tokens):",
+        "",
+        "| spoken question | teacher, reading | student, hearing |",
+        "|---|---|---|",
+    ]
+    for row in summary["responses"]:
+        cells = (row[name].replace("|", "\\|") for name in ("question", "teacher", "student"))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_between_marks(file: Path, text: str) -> None:
+    """Replace what stands between the two marks. Raises UserError where the file lacks them."""
+    before, begin, rest = file.read_text().partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise UserError(f"{file} has no '{_BEGIN}' followed by '{_END}' to write the results between")
+    file.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
 
 
 if __name__ == "__main__":

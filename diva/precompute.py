@@ -110,7 +110,7 @@ class FrameTable:
         """
         encoder = model.encoder
         width = encoder.whisper.config.d_model * encoder.whisper.conv1.weight.element_size()
-        size = float(valid_frames(torch.from_numpy(manifest.durations) * SAMPLE_RATE).sum()) * width
+        size = float(valid_frames(torch.tensor(manifest.durations) * SAMPLE_RATE).sum()) * width
         if (
             encoder.context == "full"
             or not isinstance(manifest.audio, DecodedAudio)

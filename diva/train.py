@@ -157,7 +157,7 @@ def make_trainer(config: DictConfig, folder: Path, callbacks: list) -> Trainer:
 def quieten() -> None:
     """Libraries' notes that say nothing to the user of a run."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", module="lightning|torch|transformers")
+    warnings.filterwarnings("ignore", module=r"(lightning|torch|transformers)\b")
     transformers.utils.logging.disable_progress_bar()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -137,10 +137,10 @@ def test_eight_buckets_pad_a_quarter_of_what_random_batches_do():
 
 def test_a_million_clips_take_about_a_second():
     durations = log_normal(1_000_000)
-    start = time.perf_counter()
+    start = time.process_time()
     made = BucketBatchSampler(durations, bucket_edges(durations, 8), 512, seed=0)
     assert sum(1 for _ in made) == 1954
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 # -- validation -----------------------------------------------------------------------------------------------------
