@@ -6,6 +6,7 @@ carries the answers that count, separated by `|`.
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations, product
@@ -18,7 +19,8 @@ MAX_CHARACTERS = 46
 MAX_WORDS = 12
 MIN_WORDS = 3
 # Templates with two or three slots have thousands of rows; this many are tried from each.
-ROWS_TRIED = 500
+ROWS_TRIED = 3_000
+VOCABULARY = 600
 
 Row = tuple[str, ...]
 
@@ -47,7 +49,7 @@ class Template:
 
 def sentences(count: int, seed: int) -> list[Sentence]:
     """`count` distinct sentences (fewer where the templates hold no more) in a random order, as many from
-    each template as from any other as far as it has them."""
+    each template as from any other as far as it has them, in no more than VOCABULARY different words."""
     chance = random.Random(f"sentences {seed}")
     pools = []
     for name, template in TEMPLATES.items():
@@ -55,6 +57,8 @@ def sentences(count: int, seed: int) -> list[Sentence]:
         filled = (template.fill(name, row) for row in rows)
         pool = list({sentence.text: sentence for sentence in filled if _speakable(sentence.text)}.values())
         pools.append(pool)
+    known = common_words(pools)
+    pools = [[sentence for sentence in pool if words_of(sentence.text) <= known] for pool in pools]
     chosen: dict[str, Sentence] = {}
     for rank in range(max(map(len, pools))):
         layer = [pool[rank] for pool in pools if rank < len(pool)]
@@ -65,6 +69,25 @@ def sentences(count: int, seed: int) -> list[Sentence]:
     result = list(chosen.values())
     chance.shuffle(result)
     return result
+
+
+def common_words(pools: Sequence[Sequence[Sentence]]) -> set[str]:
+    """The VOCABULARY words that templates need most, each template weighing the same.
+
+    A word that is heard three times is not learned in a quarter of an hour: with the whole vocabulary a tenth of
+    what is said in the held-out sentences would have been heard less than five times.
+    """
+    weight: Counter[str] = Counter()
+    for pool in pools:
+        for sentence in pool:
+            for word in words_of(sentence.text):
+                weight[word] += 1 / len(pool)
+    # Ties by the alphabet: the order of a set changes from process to process.
+    return set(sorted(weight, key=lambda word: (-weight[word], word))[:VOCABULARY])
+
+
+def words_of(text: str) -> set[str]:
+    return set(re.findall(r"[a-z'-]+", text.lower()))
 
 
 def _speakable(text: str) -> bool:
