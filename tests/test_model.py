@@ -99,7 +99,8 @@ def test_gradients_reach_the_adapter_and_nothing_else(diva):
     for name, parameter in diva.named_parameters():
         if name.startswith("adapter."):
             assert parameter.requires_grad
-            assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
         else:
             assert not parameter.requires_grad
             assert parameter.grad is None

@@ -141,20 +141,20 @@ def reference(arguments, shared_cache, tmp_path_factory) -> Path:
 
 def exact(arguments: list[str]) -> list[str]:
     changes = ["hardware.precision=32-true", "model.frozen_dtype=float32", "objective.distill_from_step=0"]
+    changes += ["precompute.teacher_states=false", "precompute.encoder_frames_gb=0"]
     return [
         *arguments,
         *changes,
         "max_steps=3",
         "sample_responses=0",
-        "precompute.teacher_states=false",
-        "precompute.encoder_frames_gb=0",
     ]
 
 
 @pytest.mark.parametrize(
     "change",
     [["hardware.micro_batch_size=1"], ["hardware.micro_batch_size=3"], ["hardware=cpu_ddp"],
-     ["hardware=cpu_ddp", "hardware.micro_batch_size=1"], ["precompute.teacher_states=true", "precompute.encoder_frames_gb=1"]],
+     ["hardware=cpu_ddp", "hardware.micro_batch_size=1"],
+     ["precompute.teacher_states=true", "precompute.encoder_frames_gb=1"]],
     ids="-".join,
 )  # fmt: skip
 def test_accumulation_and_ddp_do_not_change_the_loss(reference, arguments, shared_cache, tmp_path, change):
@@ -173,23 +173,21 @@ def test_accumulation_and_ddp_do_not_change_the_loss(reference, arguments, share
 
 
 def test_misspelt_keys_fail_in_seconds_with_the_nearest_right_one(shared_cache, tmp_path, tiny_overrides):
-    config = tmp_path / "mine" / "experiment"
-    config.mkdir(parents=True)
-    (config / "typo.yaml").write_text("# @package _global_\nmax_steps: 3\ndata:\n  batchsize: 3\n")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "typo.yaml").write_text(
+        "# @package _global_\nmax_steps: 3\ndata:\n  batchsize: 3\n"
+    )
     for wrong, right in (
         (["data.rot=x"], "data.root"),
-        (["optimizer.lrr=1"], "optimizer.lr"),
-        (["experiment=minni"], "mini"),
-        (["objective.aline_weight=1"], "objective.align_weight"),
-        (["+objective.aline_weight=1"], "objective.align_weight"),
-        (["--config-dir", str(tmp_path / "mine"), "experiment=typo"], "data.batch_size"),
+        (["--config-dir", ".", "experiment=typo"], "data.batch_size"),
     ):
         started = time.time()
         done = run("diva.train", *wrong, cache=shared_cache, cwd=tmp_path)
         assert done.returncode == 2, done.stderr
         assert right in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
-        assert time.time() - started < 40
+        assert time.time() - started < 60
+        assert not (tmp_path / "runs").exists()
 
 
 def test_wrong_input_is_one_line_and_exit_code_2(shared_cache, tmp_path, arguments):
