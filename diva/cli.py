@@ -18,7 +18,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -49,6 +50,16 @@ def fail(error: UserError | str) -> None:
     """Say what is wrong in one line and leave with exit code 2."""
     print(f"diva: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def make(config: Any) -> Any:
+    """Hydra's instantiate, which would hide a UserError of what it builds inside an error of its own."""
+    try:
+        return instantiate(config)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from error
+        raise
 
 
 def check_command_line(config_name: str) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 import hydra
 import transformers
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -21,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from diva.callbacks import LastCheckpoint, RunProgress, SampleResponses, Throughput
 from diva.checkpoints import check_resumable, write_export
-from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail
+from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail, make
 from diva.data.datamodule import SpeechDataModule
 from diva.errors import UserError
 from diva.metrics_file import MetricsFile
@@ -72,7 +71,7 @@ def train(config: DictConfig, folder: Path) -> float | None:
     quieten()
     seed_everything(config.seed, workers=True, verbose=False)
     record = RunRecord(folder, config, started)
-    model_config: ModelConfig = instantiate(config.model)
+    model_config: ModelConfig = make(config.model)
     tokenizer = load_tokenizer(model_config.llm.name)
     data = make_data(config.data, tokenizer, model_config.adapter.num_query_tokens, folder)
     data.setup("fit")
@@ -81,12 +80,12 @@ def train(config: DictConfig, folder: Path) -> float | None:
     record.say_parameters(model)
     module = DivaTraining(
         model,
-        instantiate(config.objective),
-        instantiate(config.optimizer.algorithm),
-        instantiate(config.optimizer.schedule),
+        make(config.objective),
+        make(config.optimizer.algorithm),
+        make(config.optimizer.schedule),
         config.optimizer.gradient_clip,
         config.hardware.micro_batch_size,
-        instantiate(config.precompute),
+        make(config.precompute),
     )
     throughput = Throughput()
     responses = SampleResponses(folder, config.sample_responses)
@@ -99,6 +98,8 @@ def train(config: DictConfig, folder: Path) -> float | None:
     trainer = make_trainer(config, folder, callbacks)
     checkpoint = folder / "checkpoints" / "last.ckpt" if config.resume else None
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if config.max_steps % config.val_every:
+        trainer.validate(module, datamodule=data, verbose=False)  # the final figures are those of the final weights
     if not trainer.is_global_zero:
         return None
     final = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("train/")}
@@ -116,7 +117,7 @@ def make_data(
         key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key in taken
     }
     return SpeechDataModule(
-        corpus=instantiate(config.corpus),
+        corpus=make(config.corpus),
         tokenizer=tokenizer,
         max_tokens=max_tokens,
         skipped_tsv=folder / "skipped.tsv",
@@ -128,14 +129,12 @@ def make_trainer(config: DictConfig, folder: Path, callbacks: list) -> Trainer:
     """Lightning's Trainer from the hardware config; validation is counted in optimizer steps, not epochs."""
     hardware = config.hardware
     loggers: list[Logger] = [MetricsFile(folder / "metrics.csv")]
-    loggers += [instantiate(logger) for logger in (config.logger or {}).values()]
+    loggers += [make(logger) for logger in (config.logger or {}).values()]
     return Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
         num_nodes=hardware.num_nodes,
-        strategy=instantiate(hardware.strategy)
-        if isinstance(hardware.strategy, DictConfig)
-        else hardware.strategy,
+        strategy=make(hardware.strategy) if isinstance(hardware.strategy, DictConfig) else hardware.strategy,
         precision=hardware.precision,
         max_steps=config.max_steps,
         max_epochs=-1,

@@ -28,9 +28,11 @@ def test_every_group_has_configs():
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_config_builds_what_it_names(choice, tiny_overrides, tmp_path, monkeypatch):
+def test_config_builds_what_it_names(choice, tiny_overrides, tiny_release, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = check_overrides("train", [choice, *tiny_overrides, "data.root=somewhere", "max_steps=3"])
+    (tmp_path / "train.jsonl").write_text("")
+    root = tmp_path if choice == "data=jsonl" else tiny_release
+    config = check_overrides("train", [choice, *tiny_overrides, f"data.root={root}", "max_steps=3"])
     OmegaConf.set_struct(config, False)
     for logger in (config.logger or {}).values():
         logger.save_dir = str(tmp_path)

@@ -16,7 +16,8 @@ from diva.audio import WHISPER_SECONDS
 from diva.data.manifest import AudioFiles, Manifest, Skip, named_columns, sound_clips
 from diva.errors import UserError
 
-_ROWS_AT_ONCE = 1 << 16
+# More would have the garbage collector walk through them, again and again.
+_ROWS_AT_ONCE = 1 << 13
 
 
 class JsonlCorpus:

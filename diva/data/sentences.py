@@ -6,7 +6,7 @@ carries the answers that count, separated by `|`.
 
 import random
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations, product
@@ -77,7 +77,7 @@ def common_words(pools: Sequence[Sequence[Sentence]]) -> set[str]:
     A word that is heard three times is not learned in a quarter of an hour: with the whole vocabulary a tenth of
     what is said in the held-out sentences would have been heard less than five times.
     """
-    weight: Counter[str] = Counter()
+    weight: dict[str, float] = defaultdict(float)
     for pool in pools:
         for sentence in pool:
             for word in words_of(sentence.text):

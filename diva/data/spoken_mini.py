@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
@@ -110,6 +110,7 @@ def _digest(*parts: object) -> str:
     return sha256(json.dumps(parts).encode()).hexdigest()
 
 
+@lru_cache(maxsize=4)  # a second's work that every split's manifest asks for
 def plan(seed: int, limit: int | None = None) -> dict[str, list[Clip]]:
     """Who says what how, by split. `unseen_voice` is the part of `test` that a voice out of training speaks.
 
@@ -177,7 +178,7 @@ class SpokenMini:
                 " folder with data.root"
             ) from error
 
-    @cached_property
+    @property
     def _splits(self) -> dict[str, list[Clip]]:
         return plan(self.seed, self.limit)
 

@@ -6,7 +6,6 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer
 
 QUERY_STD = 0.02  # q ~ N(0, 0.02), DiVA section 3.1
-PROJECTION_STD = 0.01
 
 
 class QFormerAdapter(nn.Module):

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from diva.checkpoints import read_export
 from diva.errors import UserError
-from diva.models.adapter import PROJECTION_STD, MLPAdapter, QFormerAdapter
+from diva.models.adapter import MLPAdapter, QFormerAdapter
 from diva.models.config import AdapterConfig, ModelConfig
 from diva.models.diva import Diva
 from diva.models.encoder import SpeechEncoder
@@ -50,10 +50,25 @@ def make_adapter(config: AdapterConfig, whisper: WhisperModel, embeddings: Tenso
     if config.init == "whisper" and isinstance(adapter, QFormerAdapter):
         load_whisper_decoder(adapter, whisper)
     if config.projection_init == "embeddings":
-        with torch.no_grad():
-            adapter.projection.weight.normal_(std=PROJECTION_STD)
-            adapter.projection.bias.copy_(embeddings.float().mean(dim=0))
+        start_among_embeddings(adapter, embeddings.float())
     return adapter
+
+
+@torch.no_grad()
+def start_among_embeddings(adapter: nn.Module, embeddings: Tensor) -> None:
+    """Let the virtual tokens start with the mean and the spread of the token embeddings [V, D].
+
+    The last norm of Whisper's decoder multiplies by about 11, for its own output matrix: a projection behind it
+    would start far outside, and each Adam step would move it 11 times as far as lr says. So it is brought to 1.
+    """
+    if isinstance(adapter, QFormerAdapter):
+        gain = adapter.norm.weight.square().mean().sqrt()
+        adapter.norm.weight /= gain
+        adapter.norm.bias /= gain
+    mean = embeddings.mean(dim=0)
+    spread = (embeddings - mean).norm(dim=1).mean()
+    adapter.projection.weight.normal_(std=float(spread) / adapter.projection.weight.numel() ** 0.5)
+    adapter.projection.bias.copy_(mean)
 
 
 @torch.no_grad()

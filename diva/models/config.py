@@ -28,7 +28,7 @@ class AdapterConfig:
     """The trainable part.
 
     `init="whisper"` starts the Q-Former from Whisper's decoder. `projection_init="embeddings"` starts the
-    virtual tokens at the mean token embedding with weights of std 0.01; "default" is torch's own.
+    virtual tokens with the mean and the spread of the token embeddings; "default" is torch's own.
     """
 
     num_query_tokens: int
