@@ -53,16 +53,18 @@ def run_hydra(config: DictConfig) -> float | None:
 
 def resume_arguments(arguments: list[str]) -> list[str]:
     """`resume=RUN_DIR ...` -> the overrides that run was started with, then the new ones, in the same folder."""
-    folder = next((a.removeprefix("resume=") for a in arguments if a.startswith("resume=")), None)
-    if folder is None or folder in ("null", ""):
+    folder = next((a.removeprefix("resume=") for a in arguments if a.startswith("resume=")), "null")
+    into = f"hydra.run.dir='{folder}'"
+    if folder == "null" or into in arguments:  # a DDP child gets the arguments of its parent, which has been here
         return arguments
     run = Path(folder)
     if not (run / "overrides.yaml").is_file():
         raise UserError(f"resume={folder} is not a run: it has no overrides.yaml")
     check_resumable(run / "checkpoints" / "last.ckpt")
-    stored = OmegaConf.to_container(OmegaConf.load(run / "overrides.yaml"))
-    assert isinstance(stored, list)
-    return [*map(str, stored), *arguments, f"hydra.run.dir={run}"]
+    given_anew = {argument.partition("=")[0].lstrip("+~") for argument in arguments}
+    stored = (str(override) for override in OmegaConf.load(run / "overrides.yaml"))
+    kept = [override for override in stored if override.partition("=")[0].lstrip("+~") not in given_anew]
+    return [*kept, *arguments, into]
 
 
 def train(config: DictConfig, folder: Path) -> float | None:

@@ -5,7 +5,6 @@ Layout: RELEASE/LOCALE/clips/*.mp3, train.tsv, dev.tsv, test.tsv, validated.tsv,
 
 import codecs
 import gzip
-import os
 import tarfile
 import zlib
 from hashlib import sha256
@@ -21,7 +20,7 @@ from rich.console import Console
 
 from diva.audio import WHISPER_SECONDS
 from diva.data.decoded import build_once
-from diva.data.manifest import AudioFiles, Manifest, Skip, named_columns, sound_clips
+from diva.data.manifest import AudioFiles, Manifest, Skip, list_files, named_columns, sound_clips
 from diva.errors import UserError
 from diva.pretrained import cache_dir
 
@@ -177,16 +176,12 @@ def _read_tsv(tsv: Path, skipped: list[Skip]) -> dict[str, pa.ChunkedArray]:
 def _find_files(folder: Path, listed: pa.ChunkedArray) -> pa.ChunkedArray:
     """The file in `folder` for each listed path [n], null where there is none.
 
-    One listing of the folder, for a stat a clip takes minutes on network disks. A name is found too when it
-    differs in case or in Unicode form, or lacks its ending, as in the first releases.
+    A name is found too when it differs in case or in Unicode form, or lacks its ending, as in the first releases.
     """
+    names = list_files(folder)
+    chunks = iter(lambda: pa.array(list(islice(names, 1 << 16)), pa.string()), pa.array([], pa.string()))
     try:
-        with os.scandir(folder) as entries:
-            names = (entry.name for entry in entries if _can_be_listed(entry))
-            chunks = iter(
-                lambda: pa.array(list(islice(names, 1 << 16)), pa.string()), pa.array([], pa.string())
-            )
-            files = pa.chunked_array(chunks, pa.string()).combine_chunks()
+        files = pa.chunked_array(chunks, pa.string()).combine_chunks()
     except OSError as error:
         raise UserError(f"cannot read the clips of the release in {folder}: {error.strerror}") from error
     where = pc.index_in(listed, files).combine_chunks()
@@ -196,14 +191,6 @@ def _find_files(folder: Path, listed: pa.ChunkedArray) -> pa.ChunkedArray:
             wanted = pc.binary_join_element_wise(_alike(listed.filter(lost)), ending, "")
             where = pc.replace_with_mask(where, lost, pc.index_in(wanted, _alike(files)).combine_chunks())
     return pa.chunked_array([files.take(where)])
-
-
-def _can_be_listed(entry: os.DirEntry[str]) -> bool:
-    """A file, or a link to one, whose name is UTF-8 as those in a TSV file are."""
-    try:
-        return entry.is_file() and bool(entry.name.encode())
-    except (OSError, UnicodeEncodeError):  # a link that leads nowhere
-        return False
 
 
 def _alike(names: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:

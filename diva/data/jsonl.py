@@ -1,5 +1,6 @@
 """A corpus of one's own: one JSON object a line with `audio` (a path), `text`, and `duration` in seconds if known."""
 
+import codecs
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from diva.audio import WHISPER_SECONDS
-from diva.data.manifest import AudioFiles, Manifest, Skip, named_columns, sound_clips
+from diva.data.manifest import AudioFiles, Manifest, Skip, list_files, named_columns, sound_clips
 from diva.errors import UserError
 
 # More would have the garbage collector walk through them, again and again.
@@ -80,13 +81,14 @@ def _rows(file: Path, lines: Iterator[bytes], skipped: list[Skip]) -> Iterator[d
             continue
         try:
             yield _row(line)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, RecursionError, OverflowError) as error:
             skipped.append(Skip(f"{file.name}:{number}", "damaged row", f"{file}, line {number}: {error}"))
 
 
 def _row(line: bytes) -> dict[str, str | float]:
     """Raises ValueError where the line is no clip."""
-    values = json.loads(line)
+    # Text, because json would guess the encoding of each line of bytes; the mark is that of some editors.
+    values = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
     if not isinstance(values, dict):
         raise ValueError("not a JSON object")
     for name in ("audio", "text"):
@@ -94,29 +96,25 @@ def _row(line: bytes) -> dict[str, str | float]:
             raise ValueError(f"no text under {name!r}")
     seconds = values.pop("duration", None)
     is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    row: dict[str, str | float] = {}
+    row: dict[str, str] = {}
     for name, value in values.items():
         row[name] = value if isinstance(value, str) else "" if value is None else json.dumps(value)
-        # Half of a surrogate pair is valid JSON, but no character.
-        f"{name}{row[name]}".encode()
+    if b"\\u" in line:
+        # Half of a surrogate pair can be written so, but is no character.
+        "".join([*row, *row.values()]).encode()
     # What is no number is unknown; it is read from the audio later.
-    row["duration"] = float(seconds) if is_number else math.nan
-    return row
+    return row | {"duration": float(seconds) if is_number else math.nan}
 
 
 def _is_missing(folder: Path, paths: pa.ChunkedArray) -> np.ndarray:
-    """Mask [n]. Each folder is listed once, for a stat a clip takes minutes on network disks."""
+    """Mask [n] of the paths at which there is no file."""
 
     @lru_cache(maxsize=1024)
     def files_in(parent: str) -> set[str]:
         try:
-            with os.scandir(folder / parent) as entries:
-                return {entry.name for entry in entries if entry.is_file()}
+            return {*list_files(folder / parent)}
         except (OSError, ValueError):  # ValueError: a path with a NUL in it
             return set()
 
-    missing = np.ones(len(paths), dtype=bool)
-    for row, path in enumerate(paths):
-        parent, name = os.path.split(path.as_py())
-        missing[row] = name not in files_in(parent)
-    return missing
+    split = (os.path.split(path) for chunk in paths.chunks for path in chunk.to_pylist())
+    return np.fromiter((name not in files_in(parent) for parent, name in split), bool, len(paths))

@@ -1,8 +1,9 @@
 """The one form that every corpus takes: a table of clips, a source of audio, and a list of what was left out."""
 
 import io
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -146,6 +147,22 @@ class Corpus(Protocol):
     def manifest(self, split: str) -> Manifest:
         """Raises UserError where the corpus or the split cannot be used."""
         ...
+
+
+def list_files(folder: Path) -> Iterator[str]:
+    """Names of the files in a folder, and of links to files, that are UTF-8, as those in a table are.
+
+    One listing: a stat a clip takes minutes on network disks. Raises OSError where the folder cannot be read.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                is_file = entry.is_file()
+                entry.name.encode()
+            except (OSError, UnicodeEncodeError):  # OSError: a link that leads nowhere
+                continue
+            if is_file:
+                yield entry.name
 
 
 def named_columns(columns: Mapping[str, pa.ChunkedArray], **own: str | None) -> dict[str, pa.ChunkedArray]:

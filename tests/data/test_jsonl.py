@@ -23,6 +23,7 @@ def test_every_line_is_kept_or_skipped_with_its_number(tmp_path: Path):
     clip(tmp_path / "corpus" / "a.mp3")
     clip(tmp_path / "corpus" / "sub" / "b.flac")
     elsewhere = clip(tmp_path / "elsewhere" / "c.wav")
+    (tmp_path / "corpus" / "loop.mp3").symlink_to("loop.mp3")
     sound = [
         {"audio": "a.mp3", "text": " hello\tyou ", "duration": 0.5, "speaker": "anna", "answer": "42"},
         {"audio": "sub/b.flac", "text": "two", "duration": "unknown", "tags": ["x", 1], "clip_id": "b"},
@@ -32,12 +33,14 @@ def test_every_line_is_kept_or_skipped_with_its_number(tmp_path: Path):
         {"audio": "a.mp3", "text": " "},
         {"audio": "a.mp3", "text": "x", "duration": 0},
         {"audio": "a.mp3", "text": "x", "duration": 31},
+        {"audio": "a.mp3", "text": "x", "duration": 1e300},
         {"audio": "gone.mp3", "text": "x"},
         {"audio": "sub", "text": "x"},
         {"audio": "nul\0/a.mp3", "text": "x"},
     ]
     damaged = [
         '{"audio": "a.mp3", "text": "cut o',
+        '{"audio": "a.mp3", "text": "x", "duration": ' + "9" * 400 + "}",
         '["a.mp3", "x"]',
         '{"audio": "a.mp3"}',
         '{"audio": 1, "text": "x"}',
@@ -61,14 +64,14 @@ def test_every_line_is_kept_or_skipped_with_its_number(tmp_path: Path):
     np.testing.assert_array_equal(manifest.durations, np.float32([0.5, np.nan, np.nan]))
     assert [len(manifest.waveform(i)) for i in (1, 2)] == [8_000, 8_000]
     assert count_by_reason(manifest.skipped) == {
-        "damaged row": 7,
+        "damaged row": 8,
         "missing file": 3,
         "empty text": 1,
         "zero length": 1,
-        "too long": 1,
+        "too long": 2,
     }
     numbers = [skip.clip_id for skip in manifest.skipped if skip.reason == "damaged row"]
-    assert numbers == [f"train.jsonl:{number}" for number in (10, 11, 12, 13, 14, 15, 16)]
+    assert numbers == [f"train.jsonl:{number}" for number in range(11, 19)]
 
 
 def test_splits_are_files_by_name_or_as_given(tmp_path: Path):
