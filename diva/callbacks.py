@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -38,9 +37,7 @@ class LastCheckpoint(Callback):
     ) -> None:
         due = trainer.global_step % self.every_n_steps == 0
         if due or trainer.received_sigterm:
-            self._save(trainer)
-        if trainer.received_sigterm:
-            raise SIGTERMException
+            self._save(trainer)  # Lightning ends the run once this step's metrics are written
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._save(trainer)

@@ -55,7 +55,9 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     """`resume=RUN_DIR ...` -> the overrides that run was started with, then the new ones, in the same folder."""
     folder = next((a.removeprefix("resume=") for a in arguments if a.startswith("resume=")), "null")
     into = f"hydra.run.dir='{folder}'"
-    if folder == "null" or into in arguments:  # a DDP child gets the arguments of its parent, which has been here
+    if (
+        folder == "null" or into in arguments
+    ):  # a DDP child gets the arguments of its parent, which has been here
         return arguments
     run = Path(folder)
     if not (run / "overrides.yaml").is_file():
@@ -101,7 +103,9 @@ def train(config: DictConfig, folder: Path) -> float | None:
     checkpoint = folder / "checkpoints" / "last.ckpt" if config.resume else None
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if config.max_steps % config.val_every:
-        trainer.validate(module, datamodule=data, verbose=False)  # the final figures are those of the final weights
+        trainer.validate(
+            module, datamodule=data, verbose=False
+        )  # the final figures are those of the final weights
     if not trainer.is_global_zero:
         return None
     final = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("train/")}

@@ -6,10 +6,11 @@ the global batch: its denominator has to be known before the first backward pass
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -21,6 +22,8 @@ from diva.errors import UserError
 from diva.models.diva import Diva
 from diva.objectives import Objective, align_distances, distill_distances
 from diva.precompute import FrameTable, Precompute, TeacherTable
+
+_MEASURES = ("alignment_accuracy", "first_token_agreement", "kl")
 
 
 class DivaTraining(LightningModule):
@@ -96,7 +99,7 @@ class DivaTraining(LightningModule):
             loss = self.objective.distill_weight * distill / max(clips, 1)
             loss = loss + self.objective.align_weight * align / max(tokens, 1)
             last = number == len(micro_batches)
-            with nullcontext() if last else self.trainer.strategy.block_backward_sync():
+            with nullcontext() if last else self._without_gradient_sync():
                 # DDP averages gradients over ranks, while the denominators above are already global.
                 self.manual_backward(loss * self.trainer.world_size)
             sums += torch.stack([distill.detach(), align.detach()])
@@ -122,12 +125,14 @@ class DivaTraining(LightningModule):
             distill = distances.masked_fill(~batch.valid, 0.0).sum()
         return distill, align
 
+    def _without_gradient_sync(self) -> AbstractContextManager:
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
+
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(values, reduce_op="sum")
 
     def _log_step(self, sums: Tensor, clips: int, tokens: int, distills: bool) -> None:
-        if self.global_step % self.trainer.log_every_n_steps and self.trainer.world_size > 1:
-            return  # spares a collective
         distill, align = self._sum_over_ranks(sums).tolist()
         align, distill = align / max(tokens, 1), distill / max(clips, 1)
         terms = {"train/align": align} if self.objective.align_weight > 0 else {}
@@ -148,16 +153,25 @@ class DivaTraining(LightningModule):
         aligned = metrics.aligned_tokens(v, batch.token_ids, batch.tokens, embeddings)
         states = self.model.student_states(v), self.teacher_states(batch, split)
         student, teacher = (self.model.logits(x[batch.valid]) for x in states)
-        self._log_mean(f"{name}/alignment_accuracy", aligned)
-        self._log_mean(f"{name}/first_token_agreement", metrics.first_token_agreement(student, teacher))
-        self._log_mean(f"{name}/kl", metrics.kl_divergence(student, teacher))
-
-    def _log_mean(self, name: str, values: Tensor) -> None:
-        """Mean over all samples of all batches and ranks, empty batches included."""
-        if len(values):
-            self.log(
-                name, values.float().mean(), batch_size=len(values), sync_dist=True, add_dataloader_idx=False
+        values = (
+            aligned,
+            metrics.first_token_agreement(student, teacher),
+            metrics.kl_divergence(student, teacher),
+        )
+        for measure, value in zip(_MEASURES, values, strict=True):
+            self.measured[name, measure] += torch.stack(
+                [value.float().sum(), value.new_tensor(len(value)).float()]
             )
+
+    def on_validation_epoch_start(self) -> None:
+        names = self.trainer.datamodule.val
+        self.measured = {(name, m): torch.zeros(2, device=self.device) for name in names for m in _MEASURES}
+
+    def on_validation_epoch_end(self) -> None:
+        # Sums over ranks, and not a mean of their means: a rank may have had empty batches only.
+        for (name, measure), sums in self.measured.items():
+            total, count = self._sum_over_ranks(sums).tolist()
+            self.log(f"{name}/{measure}", total / count if count else float("nan"))
 
     # ---- checkpoints: the adapter only
 
