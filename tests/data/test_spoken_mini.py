@@ -170,7 +170,14 @@ def test_goes_on_after_an_interruption(name, tmp_path):
     corpus = SpokenMini(tmp_path, limit=limit)
     folder = corpus.release / "en" / "clips"
     command = [sys.executable, "-m", "diva.data.spoken_mini", "--root", str(tmp_path), "--limit", str(limit)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A background job of a shell ignores SIGINT, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while len(list(folder.glob("*.mp3"))) < 10:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
