@@ -6,13 +6,17 @@ Exit codes: 0 done, 2 the user's input is wrong (one line says what and how to m
 import difflib
 import functools
 import inspect
+import logging
+import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+import transformers
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
@@ -217,3 +221,12 @@ def _siblings(config_name: str, parent: str) -> set[str]:
         return {str(key) for key in config}
     top = parent.split(".")[0]
     return {str(key) for key in config} if top not in config else {top}
+
+
+def quieten() -> None:
+    """Libraries' notes that say nothing to the user of a command."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", module=r"(lightning|torch|transformers)\b")
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from diva.audio import decode, one_clip
-from diva.cli import exit_codes
+from diva.cli import exit_codes, quieten
 from diva.errors import AudioFault
 from diva.models.build import load_trained
 from diva.prompts import user_turn
@@ -19,6 +19,7 @@ from diva.prompts import user_turn
 @exit_codes
 def main() -> None:
     arguments = parse_arguments()
+    quieten()
     model, tokenizer = load_trained(arguments.model)
     prompt = user_turn(tokenizer, arguments.prompt) if arguments.prompt else None
     damaged = 0

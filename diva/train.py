@@ -1,16 +1,12 @@
 """Train a DiVA: `python -m diva.train [experiment=NAME] [group=CHOICE ...] [key=value ...]`."""
 
 import inspect
-import logging
-import os
 import signal
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import hydra
-import transformers
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
@@ -20,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from diva.callbacks import LastCheckpoint, RunProgress, SampleResponses, Throughput
 from diva.checkpoints import check_resumable, write_export
-from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail, make
+from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail, make, quieten
 from diva.data.datamodule import SpeechDataModule
 from diva.errors import UserError
 from diva.metrics_file import MetricsFile
@@ -157,15 +153,6 @@ def make_trainer(config: DictConfig, folder: Path, callbacks: list) -> Trainer:
         deterministic="warn",
         default_root_dir=folder,
     )
-
-
-def quieten() -> None:
-    """Libraries' notes that say nothing to the user of a run."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", module=r"(lightning|torch|transformers)\b")
-    transformers.utils.logging.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":
