@@ -206,8 +206,6 @@ def _explain(error: Exception, config_name: str) -> str:
         if last in _siblings(config_name, parent):
             return f"'{key}' has other entries than those given; add one with: +{key}.NAME=VALUE"
         return f"there is no key '{key}'{_nearest(last, _siblings(config_name, parent), parent)}"
-    if match := re.search(r"Could not override '([^']+)'\.\s*No match", text):
-        return f"there is no group '{match.group(1)}'"
     return text.splitlines()[0]
 
 

@@ -22,6 +22,7 @@ from diva.errors import UserError
 from diva.metrics_file import MetricsFile
 from diva.models.build import build, load_tokenizer
 from diva.models.config import ModelConfig
+from diva.models.diva import Diva
 from diva.records import RunRecord
 from diva.training import DivaTraining
 
@@ -78,15 +79,7 @@ def train(config: DictConfig, folder: Path) -> float | None:
     record.say(data.describe())
     model = build(model_config, tokenizer)
     record.say_parameters(model)
-    module = DivaTraining(
-        model,
-        make(config.objective),
-        make(config.optimizer.algorithm),
-        make(config.optimizer.schedule),
-        config.optimizer.gradient_clip,
-        config.hardware.micro_batch_size,
-        make(config.precompute),
-    )
+    module = make_module(config, model)
     throughput = Throughput()
     responses = SampleResponses(folder, config.sample_responses)
     callbacks = [
@@ -124,6 +117,19 @@ def make_data(
         max_tokens=max_tokens,
         skipped_tsv=folder / "skipped.tsv",
         **values,
+    )
+
+
+def make_module(config: DictConfig, model: Diva) -> DivaTraining:
+    """The LightningModule around `model`, with the objective, optimizer and schedule of the config."""
+    return DivaTraining(
+        model,
+        make(config.objective),
+        make(config.optimizer.algorithm),
+        make(config.optimizer.schedule),
+        config.optimizer.gradient_clip,
+        config.hardware.micro_batch_size,
+        make(config.precompute),
     )
 
 

@@ -11,8 +11,7 @@ from omegaconf import OmegaConf
 from diva.cli import CONFIG_DIR, check_overrides
 from diva.errors import UserError
 from diva.models.build import build, load_tokenizer
-from diva.train import make_data
-from diva.training import DivaTraining
+from diva.train import make_data, make_module
 
 GROUPS = ("data", "model", "objective", "optimizer", "hardware", "logger", "experiment")
 CHOICES = [
@@ -42,15 +41,7 @@ def test_config_builds_what_it_names(choice, tiny_overrides, tiny_release, tmp_p
     tokenizer = load_tokenizer(model_config.llm.name)
     data = make_data(config.data, tokenizer, model_config.adapter.num_query_tokens, tmp_path)
     assert data.batch_size == config.data.batch_size
-    module = DivaTraining(
-        build(model_config, tokenizer),
-        instantiate(config.objective),
-        instantiate(config.optimizer.algorithm),
-        instantiate(config.optimizer.schedule),
-        config.optimizer.gradient_clip,
-        config.hardware.micro_batch_size,
-        instantiate(config.precompute),
-    )
+    module = make_module(config, build(model_config, tokenizer))
     (optimizer,), (schedule,) = module.configure_optimizers()
     assert isinstance(optimizer, torch.optim.Optimizer)
     rates = []
