@@ -1,1 +1,20 @@
-"""Distilled Voice Assistants: a frozen text LLM learns to hear."""
+"""Distilled Voice Assistants: a frozen text LLM learns to hear. Importing it registers the Auto classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+
+from diva.models.config import DivaConfig
+from diva.models.diva import DivaForConditionalGeneration
+from diva.models.processor import DivaProcessor
+
+AutoConfig.register(DivaConfig.model_type, DivaConfig)
+for _auto in (AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM):
+    _auto.register(DivaConfig, DivaForConditionalGeneration)
+AutoProcessor.register(DivaConfig, DivaProcessor)
+
+__all__ = ["DivaConfig", "DivaForConditionalGeneration", "DivaProcessor"]

@@ -4,6 +4,7 @@ Everything downstream speaks of samples at 16 kHz, mel frames of 10 ms (T) and e
 """
 
 import io
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -86,11 +87,58 @@ def padded_samples(seconds: float) -> int:
     return min(wanted + _MARGIN_SAMPLES, int(WHISPER_SECONDS * SAMPLE_RATE))
 
 
-def one_clip(waveform: np.ndarray) -> tuple[Tensor, Tensor]:
-    """[S] -> a batch of one: waveforms [1, S'] with the silent tail the encoder wants, samples [1]."""
-    samples = len(waveform)
-    padded = np.pad(waveform, (0, padded_samples(samples / SAMPLE_RATE) - samples))
-    return torch.from_numpy(padded).unsqueeze(0), torch.tensor([samples])
+def pad_clips(clips: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Clips [S] -> one batch: waveforms [B, S'] with the silent tail the encoder wants, samples [B]."""
+    samples = torch.tensor([len(clip) for clip in clips])
+    padded = torch.zeros(len(clips), padded_samples(int(samples.max()) / SAMPLE_RATE))
+    for row, clip in zip(padded, clips, strict=True):
+        row[: len(clip)] = torch.from_numpy(clip)
+    return padded, samples
+
+
+def to_waveform(
+    clip: str | Path | bytes | np.ndarray | Tensor | Sequence[float],
+    rate: int = SAMPLE_RATE,
+    max_seconds: float = WHISPER_SECONDS,
+) -> np.ndarray:
+    """A file's path, its bytes, or samples at `rate` Hz -> float32 mono at 16 kHz, [S].
+
+    Samples are [S], [S, channels] or [channels, S]; whole numbers are scaled by their type's range. Raises
+    AudioFault as `decode` does.
+    """
+    if isinstance(clip, str) and "://" in clip:
+        raise AudioFault("missing file", f"{clip} is an address; download it and give the file or its bytes")
+    if isinstance(clip, (str, Path, bytes)):
+        return decode(clip, max_seconds)
+    samples = np.asarray(clip)
+    if samples.ndim not in (1, 2) or samples.dtype.kind not in "iuf":
+        raise AudioFault(
+            "damaged audio", f"an array of shape {samples.shape} and type {samples.dtype} is no clip"
+        )
+    if not isinstance(rate, int | float) or not 1_000 <= rate <= 400_000:
+        raise AudioFault("damaged audio", f"a sampling rate of {rate!r} Hz")
+    if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
+        samples = samples.T
+    if len(samples) > max_seconds * rate:
+        raise AudioFault(
+            "too long", f"array lasts {len(samples) / rate:.1f} s, the limit is {max_seconds:g} s"
+        )
+    if samples.dtype.kind in "iu":
+        samples = samples / np.iinfo(samples.dtype).max
+    return to_mono_16khz(samples, int(rate))
+
+
+def windows(waveform: np.ndarray) -> list[np.ndarray]:
+    """[S] -> stretches of up to 30 s, cut in the quietest tenth of a second of each window's last 5 s."""
+    limit, step = int(WHISPER_SECONDS * SAMPLE_RATE), SAMPLE_RATE // 10
+    parts = []
+    while len(waveform) > limit:
+        first = limit - 50 * step
+        power = np.square(waveform[first:limit]).reshape(50, step).mean(axis=1)
+        cut = first + int(power.argmin()) * step + step // 2
+        parts.append(waveform[:cut])
+        waveform = waveform[cut:]
+    return [*parts, waveform]
 
 
 class LogMel(nn.Module):

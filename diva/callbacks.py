@@ -18,9 +18,6 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from diva.audio import one_clip
-from diva.data.batch import transcript_tokens
-
 
 class LastCheckpoint(Callback):
     """Keeps `last.ckpt`: every `every_n_steps`, at the end, and before the run obeys a SIGTERM (preemption).
@@ -155,8 +152,7 @@ class SampleResponses(Callback):
     @torch.no_grad()
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         module.eval()
-        with trainer.precision_plugin.forward_context():
-            self.rows = self._responses(trainer, module)
+        self.rows = self._responses(trainer, module)
         table = Table("spoken question", "teacher, reading", "student, hearing", title="Held-out speech")
         lines = ["question\tteacher\tstudent"]
         for row in self.rows:
@@ -168,13 +164,19 @@ class SampleResponses(Callback):
     def _responses(self, trainer: Trainer, module: LightningModule) -> list[tuple[str, str, str]]:
         data, model = trainer.datamodule, module.model
         manifest = next(iter(data.val.values()))
+        processor = model.processor
         rows = []
         for index in range(min(self.count, len(manifest))):
             text = manifest.text(index)
-            (token_ids,) = transcript_tokens(data.tokenizer, [text])
-            waveforms, samples = (x.to(module.device) for x in one_clip(manifest.waveform(index)))
-            heard = model.answer(waveforms, samples, self.max_new_tokens)
-            read = model.answer_text(torch.tensor(token_ids, device=module.device), self.max_new_tokens)
-            answers = (data.tokenizer.decode(ids[0], skip_special_tokens=True) for ids in (read, heard))
-            rows.append((text, *(" ".join(answer.split()) for answer in answers)))
+            turns = [
+                [{"role": "user", "content": text}],
+                [{"role": "user", "content": [{"type": "audio", "audio": manifest.waveform(index)}]}],
+            ]
+            answers = []
+            for turn in turns:
+                batch = processor.apply_chat_template(turn).to(module.device)
+                ids = model.generate(**batch, max_new_tokens=self.max_new_tokens, do_sample=False)
+                answer = processor.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+                answers.append(" ".join(answer.split()))
+            rows.append((text, *answers))
         return rows

@@ -1,13 +1,10 @@
-"""Adapter-only state: what a checkpoint holds, what an export holds, and how both are read again."""
+"""Adapter-only state: what a checkpoint holds, and whether it can be resumed from."""
 
-import json
-import os
 import pickle
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from diva.errors import UserError
 
@@ -45,21 +42,3 @@ def check_resumable(path: Path) -> None:
         assert "state_dict" in state
     except (RuntimeError, EOFError, AssertionError, pickle.UnpicklingError, OSError) as error:
         raise UserError(f"{path} is damaged and cannot be resumed from ({str(error)[:100]})") from error
-
-
-def write_export(folder: Path, adapter: nn.Module, model_config: dict) -> None:
-    """Write `adapter.safetensors` and `config.json`, which names the frozen parts instead of holding them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {key: value.detach().cpu().contiguous() for key, value in adapter.state_dict().items()}
-    save_file(state, folder / "adapter.safetensors.tmp", metadata={"format": "pt"})
-    os.replace(folder / "adapter.safetensors.tmp", folder / "adapter.safetensors")
-    (folder / "config.json").write_text(json.dumps(model_config, indent=2) + "\n")
-
-
-def read_export(folder: Path) -> tuple[dict, dict[str, Tensor]]:
-    """The model config and adapter weights of an export. Raises UserError where it is none."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        return config, load_file(folder / "adapter.safetensors")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is not a readable export of a run: {error}") from error

@@ -1,48 +1,133 @@
 """Ask a trained DiVA aloud: `python -m diva.generate MODEL clip.wav [clip2.wav ...] [--prompt TEXT]`.
 
-MODEL is a run directory or its export. One response a line, in the order of the clips.
+MODEL is a run directory, an export or a hub id. One response a line, in the order of the clips. A damaged clip is
+named and skipped, and the exit code is 2 at the end.
 """
 
 import argparse
+import json
 import sys
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-import torch
+import numpy as np
+from rich.progress import track
 
-from diva.audio import decode, one_clip
+from diva.audio import SAMPLE_RATE, to_waveform
 from diva.cli import exit_codes, quieten
 from diva.errors import AudioFault
-from diva.models.build import load_trained
-from diva.prompts import user_turn
+from diva.models.diva import DivaForConditionalGeneration
+from diva.models.load import load_model
+
+
+@dataclass
+class Question:
+    """A clip of the command line, and what became of it."""
+
+    clip: str
+    waveform: np.ndarray | None = None  # [S]
+    answer: str | None = None
+    error: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        return 0.0 if self.waveform is None else len(self.waveform) / SAMPLE_RATE
 
 
 @exit_codes
 def main() -> None:
     arguments = parse_arguments()
     quieten()
-    model, tokenizer = load_trained(arguments.model)
-    prompt = user_turn(tokenizer, arguments.prompt) if arguments.prompt else None
-    damaged = 0
-    for clip in arguments.clips:
-        try:
-            waveforms, samples = one_clip(decode(clip))
-        except AudioFault as fault:
-            damaged += 1
-            print(f"diva: skipped {clip}: {fault}", file=sys.stderr)
-            continue
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            ids = model.answer(waveforms, samples, arguments.max_new_tokens, prompt)
-        print(" ".join(tokenizer.decode(ids[0], skip_special_tokens=True).split()), flush=True)
-    if damaged:
+    model = load_model(arguments.model, arguments.dtype)
+    questions = [listen(model, clip) for clip in arguments.clips]
+    limits = {"max_new_tokens": arguments.max_new_tokens, "do_sample": False}
+    if arguments.stream:
+        for question in questions:
+            stream(model, question, arguments, limits)
+    else:
+        answer(model, questions, arguments, limits)
+    if any(question.error for question in questions):
         sys.exit(2)
+
+
+def listen(model: DivaForConditionalGeneration, clip: str) -> Question:
+    try:
+        return Question(clip, to_waveform(clip, max_seconds=model.processor.max_audio_seconds))
+    except AudioFault as fault:
+        print(f"diva: skipped {clip}: {fault}", file=sys.stderr)
+        return Question(clip, error=str(fault))
+
+
+def chat(question: Question, arguments: argparse.Namespace) -> list[dict]:
+    """The clip as a user's turn, the prompt behind it as text, the system message before it."""
+    content = [{"type": "audio", "audio": question.waveform}]
+    if arguments.prompt:
+        content.append({"type": "text", "text": f"\n{arguments.prompt}"})
+    system = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    return [*system, {"role": "user", "content": content}]
+
+
+def answer(
+    model: DivaForConditionalGeneration,
+    questions: Sequence[Question],
+    arguments: argparse.Namespace,
+    limits: dict,
+) -> None:
+    """Answer clips of like length together, and print in the order of the clips."""
+    batches = list(by_length([q for q in questions if not q.error], arguments.batch_size))
+    for batch in track(batches, description="answering", transient=True, disable=not sys.stderr.isatty()):
+        inputs = model.processor.apply_chat_template([chat(q, arguments) for q in batch]).to(model.device)
+        ids = model.generate(**inputs, **limits)[:, inputs["input_ids"].shape[1] :]
+        texts = model.processor.batch_decode(ids, skip_special_tokens=True)
+        for question, text in zip(batch, texts, strict=True):
+            question.answer = text
+    for question in questions:
+        if arguments.json:
+            print(json.dumps(record(question), ensure_ascii=False))
+        elif question.answer is not None:
+            print(" ".join(question.answer.split()))
+
+
+def by_length(questions: Sequence[Question], batch_size: int) -> Iterator[list[Question]]:
+    ordered = sorted(questions, key=lambda question: question.seconds)
+    for start in range(0, len(ordered), batch_size):
+        yield ordered[start : start + batch_size]
+
+
+def stream(
+    model: DivaForConditionalGeneration, question: Question, arguments: argparse.Namespace, limits: dict
+) -> None:
+    """Print one answer as it comes: its words, or with --json a line for each piece and one for the whole."""
+    if question.error is None:
+        question.answer = ""
+        inputs = model.processor.apply_chat_template([chat(question, arguments)])
+        for piece in model.stream(inputs, **limits):
+            question.answer += piece
+            text = json.dumps({"clip": question.clip, "piece": piece}, ensure_ascii=False) + "\n"
+            print(text if arguments.json else piece.replace("\n", " "), end="", flush=True)
+    if arguments.json:
+        print(json.dumps(record(question), ensure_ascii=False), flush=True)
+    elif question.error is None:
+        print(flush=True)
+
+
+def record(question: Question) -> dict:
+    if question.error:
+        return {"clip": question.clip, "error": question.error}
+    return {"clip": question.clip, "seconds": round(question.seconds, 2), "answer": question.answer}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="diva.generate", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", type=Path, help="a run directory or its export/ folder")
+    parser.add_argument("model", help="a run directory, its export/ folder or a hub id")
     parser.add_argument("clips", nargs="+", help="audio files in any format that libsndfile reads")
-    parser.add_argument("--prompt", help="an instruction beside the speech, such as 'Reply briefly'")
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--prompt", help="text after the speech in the user's turn, such as 'Reply briefly'")
+    parser.add_argument("--system", help="a system message, in place of the one of the training")
+    parser.add_argument("--stream", action="store_true", help="print each answer while it is made")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=16, help="clips answered together")
+    parser.add_argument("--dtype", help="precision of the frozen parts; float32 on a CPU unless given")
     return parser.parse_args()
 
 

@@ -24,7 +24,7 @@ from diva.audio import SAMPLE_RATE, padded_samples, valid_frames
 from diva.data.batch import transcript_tokens
 from diva.data.decoded import DecodedAudio
 from diva.data.manifest import Manifest
-from diva.models.diva import Diva
+from diva.models.diva import DivaForConditionalGeneration
 from diva.pretrained import cache_dir
 
 _FORMAT = "2"
@@ -57,7 +57,11 @@ class TeacherTable:
 
     @classmethod
     def build(
-        cls, model: Diva, manifest: Manifest, tokenizer, barrier: Callable[[str], None]
+        cls,
+        model: DivaForConditionalGeneration,
+        manifest: Manifest,
+        tokenizer,
+        barrier: Callable[[str], None],
     ) -> "TeacherTable":
         """From the cache, or computed on rank 0 while the others wait."""
         transcripts = [tuple(ids) for ids in transcript_tokens(tokenizer, manifest.clips["text"].to_pylist())]
@@ -72,7 +76,7 @@ class TeacherTable:
         return cls(load_file(path)["states"], np.array([row[ids] for ids in transcripts], dtype=np.int64))
 
 
-def _teacher_states(model: Diva, distinct: list[tuple[int, ...]]) -> Tensor:
+def _teacher_states(model: DivaForConditionalGeneration, distinct: list[tuple[int, ...]]) -> Tensor:
     device = model.prefix_ids.device
     states = []
     for batch in track(list(_chunks(distinct)), description="the teacher reads", transient=True):
@@ -102,7 +106,11 @@ class FrameTable:
 
     @classmethod
     def build(
-        cls, model: Diva, manifest: Manifest, max_gigabytes: float, barrier: Callable[[str], None]
+        cls,
+        model: DivaForConditionalGeneration,
+        manifest: Manifest,
+        max_gigabytes: float,
+        barrier: Callable[[str], None],
     ) -> "FrameTable | None":
         """From the cache, or computed on rank 0 while the others wait.
 
@@ -126,7 +134,7 @@ class FrameTable:
         return cls(stored["frames"], stored["starts"])
 
 
-def _frames(model: Diva, manifest: Manifest) -> dict[str, Tensor]:
+def _frames(model: DivaForConditionalGeneration, manifest: Manifest) -> dict[str, Tensor]:
     order = np.argsort(manifest.durations, kind="stable")
     device = model.prefix_ids.device
     frames: dict[int, Tensor] = {}

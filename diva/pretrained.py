@@ -131,13 +131,13 @@ def _convert(source: Path, target: Path) -> None:
 
     Of several processes that convert at once, the first to finish wins; they all made the same.
     """
-    from diva import converters
+    from diva.converters import convert
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".converting-", dir=target.parent) as scratch:
             made = Path(scratch) / "model"
-            converters.convert(source, made)
+            convert(source, made)
             try:
                 made.rename(target)
             except OSError:  # exists and is not empty

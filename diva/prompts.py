@@ -1,13 +1,15 @@
-"""Chat template -> prefix and suffix around one user turn. The only place that knows a template."""
+"""Chat templates: messages -> token ids with gaps where speech goes. The only place that knows a template."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from diva.errors import UserError
 
-# Stands for the user's content while the template is rendered; plain letters, so no template trims or escapes it.
-_CONTENT = "THECONTENTOFTHEUSERTURN"
+Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -19,28 +21,124 @@ class Prompt:
 
 
 def user_turn(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> Prompt:
-    """Split the tokenizer's chat template at the content of a single user turn.
+    """The chat template around the content of a single user turn.
 
     The transcript (teacher) or the virtual tokens (student) go between the two halves. They carry no BOS or
     EOS of their own: the template has whatever its model expects, once.
     """
+    messages = [{"role": "user", "content": [{"type": "audio"}]}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
+    return Prompt(*chat_pieces(tokenizer, messages))
+
+
+def released_user_turn(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> Prompt:
+    """As `user_turn`, with the token ids that the published code (modeling_diva.py) sends.
+
+    Its instruction stands between the first and the last line of what comes before the user's content.
+    """
+    prompt = user_turn(tokenizer)
+    if not system:
+        return prompt
+    lines = [line for line in _around(tokenizer).split("\n") if line.strip()]
+    prefix = [lines[0] + "\n", system, "\n" + lines[-1] + "\n"]
+    return Prompt([token for part in prefix for token in _encode(tokenizer, part)], prompt.suffix_ids)
+
+
+def _around(tokenizer: PreTrainedTokenizerBase) -> str:
+    rendered, gap = _render(tokenizer, [{"role": "user", "content": [{"type": "audio"}]}], True)
+    return rendered.split(gap)[0]
+
+
+def chat_pieces(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool = True
+) -> list[list[int]]:
+    """Token ids of the text before, between and after the audios of a chat: one piece more than it has audios.
+
+    `messages` are as transformers' chat models take them: `content` is a string or a list of
+    `{"type": "text", "text": ...}` and `{"type": "audio", ...}`. Each piece is tokenized by itself, as in
+    training, so nothing that is said aloud can merge with the template's tokens.
+    """
+    rendered, gap = _render(tokenizer, messages, add_generation_prompt)
+    return [_encode(tokenizer, piece) for piece in rendered.split(gap)]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool
+) -> tuple[str, str]:
+    """The rendered chat, and the string in it that stands for every audio."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template; DiVA needs an instruction-tuned"
             " LLM, whose tokenizer brings one"
         )
-    messages = [{"role": "user", "content": _CONTENT}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    if text.count(_CONTENT) != 1:
+    parts = [(_role(message), _parts(message)) for message in messages]
+    said = "".join(part["text"] for _, content in parts for part in content if part["type"] == "text")
+    # Plain letters, so that no template trims or escapes it; longer than any such run in what the user wrote.
+    gap = "THESPEECHGOESHERE"
+    while gap in said:
+        gap += "X"
+    flat = [
+        {"role": role, "content": "".join(gap if p["type"] == "audio" else p["text"] for p in content)}
+        for role, content in parts
+    ]
+    text = _apply(tokenizer, flat, add_generation_prompt)
+    audios = sum(part["type"] == "audio" for _, content in parts for part in content)
+    if text.count(gap) != audios:
         raise UserError(
-            f"the chat template of {tokenizer.name_or_path} renders the user's content {text.count(_CONTENT)}"
-            " times instead of once, so it cannot be split around it"
+            f"the chat template of {tokenizer.name_or_path} renders {text.count(gap)} of {audios} audios, so"
+            " what is before and after them cannot be told"
         )
-    prefix, suffix = text.split(_CONTENT)
+    return text, gap
 
-    def encode(part: str) -> list[int]:
-        return tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
 
-    return Prompt(encode(prefix), encode(suffix))
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict], add_generation_prompt: bool) -> str:
+    """The template's text; a template that refuses system messages gets them at the head of the first user turn."""
+
+    def apply(chat: list[dict]) -> str:
+        return str(
+            tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
+        )
+
+    try:
+        return apply(messages)
+    except TemplateError as error:
+        if [message["role"] for message in messages[:2]] != ["system", "user"]:
+            raise UserError(
+                f"the chat template of {tokenizer.name_or_path} refuses these messages: {error}"
+            ) from error
+    merged = messages[0]["content"] + "\n\n" + messages[1]["content"]
+    return _apply(tokenizer, [{"role": "user", "content": merged}, *messages[2:]], add_generation_prompt)
+
+
+def _role(message: Message) -> str:
+    role = message.get("role")
+    if not isinstance(role, str):
+        raise UserError(f"a message needs a role (system, user or assistant); this one has {role!r}")
+    return role
+
+
+def _parts(message: Message) -> list[dict]:
+    """A message's content as typed parts."""
+    content = message.get("content")
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+        raise UserError("a message's content is a string or a list of parts, each with a type")
+    for part in content:
+        if part.get("type") not in ("text", "audio"):
+            raise UserError(
+                f"a part of type {part.get('type')!r} cannot be understood; DiVA takes text and audio"
+            )
+        if part["type"] == "text" and not isinstance(part.get("text"), str):
+            raise UserError("a part of type 'text' needs its text as a string")
+    return [dict(part) for part in content]
+
+
+def audio_parts(messages: Sequence[Message]) -> list[dict]:
+    """The audios of a chat in the order in which they are heard."""
+    return [part for message in messages for part in _parts(message) if part["type"] == "audio"]

@@ -17,7 +17,7 @@ from rich.console import Console
 from diva.callbacks import Throughput
 from diva.data.datamodule import SpeechDataModule
 from diva.data.manifest import count_by_reason
-from diva.models.diva import Diva
+from diva.models.diva import DivaForConditionalGeneration
 
 _VERSIONS = ("torch", "torchaudio", "lightning", "transformers", "datasets", "hydra-core")
 
@@ -43,7 +43,7 @@ class RunRecord:
         Console(stderr=True).print(text, highlight=False)
 
     @rank_zero_only
-    def say_parameters(self, model: Diva) -> None:
+    def say_parameters(self, model: DivaForConditionalGeneration) -> None:
         counts = parameter_counts(model)
         self.say(
             f"parameters: {counts['trainable'] / 1e6:.1f} M trainable, {counts['frozen'] / 1e6:.1f} M frozen"
@@ -55,7 +55,7 @@ class RunRecord:
         figures: dict[str, float],
         throughput: Throughput,
         data: SpeechDataModule,
-        model: Diva,
+        model: DivaForConditionalGeneration,
         responses: list[tuple[str, str, str]],
     ) -> None:
         """summary.json: the final figures first, then what they rest on."""
@@ -79,7 +79,7 @@ class RunRecord:
         self.say(f"done in {summary['seconds'] / 60:.1f} min: {main}\nrun folder: {self.folder}")
 
 
-def parameter_counts(model: Diva) -> dict[str, int]:
+def parameter_counts(model: DivaForConditionalGeneration) -> dict[str, int]:
     counts = {"trainable": 0, "frozen": 0}
     for parameter in model.parameters():
         counts["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()

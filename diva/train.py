@@ -15,14 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from diva.callbacks import LastCheckpoint, RunProgress, SampleResponses, Throughput
-from diva.checkpoints import check_resumable, write_export
+from diva.checkpoints import check_resumable
 from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail, make, quieten
 from diva.data.datamodule import SpeechDataModule
 from diva.errors import UserError
 from diva.metrics_file import MetricsFile
 from diva.models.build import build, load_tokenizer
-from diva.models.config import ModelConfig
-from diva.models.diva import Diva
+from diva.models.config import DivaConfig
+from diva.models.diva import DivaForConditionalGeneration
 from diva.records import RunRecord
 from diva.training import DivaTraining
 
@@ -72,7 +72,7 @@ def train(config: DictConfig, folder: Path) -> float | None:
     quieten()
     seed_everything(config.seed, workers=True, verbose=False)
     record = RunRecord(folder, config, started)
-    model_config: ModelConfig = make(config.model)
+    model_config: DivaConfig = make(config.model)
     tokenizer = load_tokenizer(model_config.llm.name)
     data = make_data(config.data, tokenizer, model_config.adapter.num_query_tokens, folder)
     data.setup("fit")
@@ -98,7 +98,7 @@ def train(config: DictConfig, folder: Path) -> float | None:
     if not trainer.is_global_zero:
         return None
     final = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("train/")}
-    write_export(folder / "export", model.adapter, model_config.to_dict())
+    model.save_pretrained(folder / "export")
     record.write_summary(final, throughput, data, model, responses.rows)
     return final.get("val/kl")
 
@@ -120,7 +120,7 @@ def make_data(
     )
 
 
-def make_module(config: DictConfig, model: Diva) -> DivaTraining:
+def make_module(config: DictConfig, model: DivaForConditionalGeneration) -> DivaTraining:
     """The LightningModule around `model`, with the objective, optimizer and schedule of the config."""
     return DivaTraining(
         model,

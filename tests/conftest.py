@@ -17,6 +17,9 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from diva.models.build import build, load_tokenizer
+from diva.models.config import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 TEMPLATE = (
@@ -84,7 +87,7 @@ def make_whisper(folder: Path) -> Path:
         decoder_attention_heads=2,
         encoder_ffn_dim=32,
         decoder_ffn_dim=32,
-        vocab_size=100,
+        vocab_size=120,
         num_mel_bins=80,
         max_source_positions=1500,
         max_target_positions=64,
@@ -96,6 +99,7 @@ def make_whisper(folder: Path) -> Path:
     )
     WhisperForConditionalGeneration(config).save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -158,3 +162,17 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder for tests that only need one to exist."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def export(tiny_whisper: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of a model whose adapter is not what `build` would start from."""
+    folder = tmp_path_factory.mktemp("run") / "export"
+    config = DivaConfig(
+        EncoderConfig(str(tiny_whisper)), AdapterConfig(num_query_tokens=12), LLMConfig(str(tiny_llm))
+    )
+    torch.manual_seed(5)
+    model = build(config, load_tokenizer(str(tiny_llm)))
+    torch.nn.init.normal_(model.adapter.projection.weight)
+    model.save_pretrained(folder)
+    return folder

@@ -11,7 +11,7 @@ import torch
 from conftest import noise
 from transformers import WhisperFeatureExtractor
 
-from diva.audio import SAMPLE_RATE, LogMel, decode, one_clip, padded_samples, valid_frames
+from diva.audio import SAMPLE_RATE, LogMel, decode, pad_clips, padded_samples, valid_frames
 from diva.errors import AudioFault
 
 
@@ -89,6 +89,6 @@ def test_valid_frames_have_silence_behind_them_in_every_shape():
         samples = int(seconds * SAMPLE_RATE)
         frames = int(valid_frames(torch.tensor(samples)))
         assert frames * 320 + 400 <= padded_samples(seconds) or padded_samples(seconds) == 480_000
-    waveforms, samples = one_clip(noise(1.0, 0))
+    waveforms, samples = pad_clips([noise(1.0, 0)])
     assert waveforms.shape == (1, padded_samples(1.0))
     assert samples.tolist() == [16_000]

@@ -1,66 +1,69 @@
 """`python -m diva.generate` on an export, and what `python -m diva.curves` writes."""
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 import soundfile
-import torch
 from command_line import run
 from conftest import noise
 
-from diva.audio import decode, one_clip
-from diva.checkpoints import read_export, write_export
 from diva.curves import newest_run, results, write_between_marks
 from diva.errors import UserError
+from diva.generate import chat, listen
 from diva.metrics_file import MetricsFile
-from diva.models.build import build, load_tokenizer, load_trained
-from diva.models.config import AdapterConfig, EncoderConfig, LLMConfig, ModelConfig
+from diva.models.load import load_model
 
 
 @pytest.fixture(scope="module")
-def export(tiny_whisper, tiny_llm, tmp_path_factory) -> Path:
-    """The export of a model whose adapter is not what `build` would start from."""
-    folder = tmp_path_factory.mktemp("run") / "export"
-    config = ModelConfig(
-        EncoderConfig(str(tiny_whisper)), AdapterConfig(num_query_tokens=12), LLMConfig(str(tiny_llm))
-    )
-    torch.manual_seed(5)
-    model = build(config, load_tokenizer(str(tiny_llm)))
-    torch.nn.init.normal_(model.adapter.projection.weight)
-    write_export(folder, model.adapter, config.to_dict())
-    return folder
+def clips(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("clips")
+    paths = [folder / f"{number}.wav" for number in range(3)]
+    for number, path in enumerate(paths):
+        soundfile.write(path, noise(2.0 - 0.6 * number, number), 16_000)
+    return paths
 
 
-def test_an_export_gives_the_same_model_back(export):
-    config, state = read_export(export)
-    model, _ = load_trained(export.parent)  # a run directory
-    assert model.adapter.query_tokens.shape[0] == config["adapter"]["num_query_tokens"] == 12
-    for name, value in model.adapter.state_dict().items():
-        torch.testing.assert_close(value, state[name], atol=0, rtol=0)
+@pytest.fixture(scope="module")
+def expected(export, clips) -> list[str]:
+    model = load_model(str(export))
+    answers = [model.generate([clip], max_new_tokens=6)[0] for clip in clips]
+    return [" ".join(answer.split()) for answer in answers]
 
 
 @pytest.mark.integration
-def test_one_response_a_line_and_a_damaged_clip_named(export, tmp_path, shared_cache):
-    clips = [tmp_path / "a.wav", tmp_path / "b.wav"]
-    for seed, clip in enumerate(clips):
-        soundfile.write(clip, noise(1.0 + seed, seed), 16_000)
+def test_one_response_a_line_and_a_damaged_clip_named(export, clips, expected, tmp_path, shared_cache):
     (tmp_path / "damaged.wav").write_text("no audio")
-    arguments = [export, clips[0], tmp_path / "damaged.wav", clips[1], "--max-new-tokens", "6"]
+    limit = ("--max-new-tokens", "6")
+    arguments = [export, clips[0], tmp_path / "damaged.wav", *clips[1:], *limit]
     done = run("diva.generate", *arguments, cache=shared_cache, cwd=tmp_path)
     assert done.returncode == 2
     assert "damaged.wav" in done.stderr
     assert "Traceback" not in done.stderr
-    model, tokenizer = load_trained(export)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        expected = [
-            tokenizer.decode(model.answer(*one_clip(decode(c)), 6)[0], skip_special_tokens=True)
-            for c in clips
-        ]
-    assert done.stdout.splitlines() == [" ".join(text.split()) for text in expected]
+    assert done.stdout.splitlines() == expected
+    done = run("diva.generate", *arguments, "--json", "--stream", cache=shared_cache, cwd=tmp_path)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    whole = [line for line in lines if "piece" not in line]
+    assert [" ".join(line["answer"].split()) for line in whole if "answer" in line] == expected
+    assert [line["clip"] for line in whole] == [str(clip) for clip in arguments[1:5]]
+    assert "damaged audio" in whole[1]["error"]
+    first = "".join(line["piece"] for line in lines if "piece" in line and line["clip"] == str(clips[0]))
+    assert first == whole[0]["answer"]
     done = run("diva.generate", tmp_path / "nowhere", clips[0], cache=shared_cache, cwd=tmp_path)
     assert done.returncode == 2
     assert len([line for line in done.stderr.splitlines() if line.startswith("diva:")]) == 1
+
+
+def test_what_the_command_line_asks(export, clips):
+    model = load_model(str(export))
+    options = argparse.Namespace(prompt="Be brief.", system="You are a pirate.")
+    messages = chat(listen(model, str(clips[0])), options)
+    text = model.processor.apply_chat_template(messages, tokenize=False)
+    assert text == (
+        "<|im_start|>system\nYou are a pirate.<|im_end|>\n"
+        "<|im_start|>user\n<|audio|>\nBe brief.<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_metrics_file_continues_what_a_killed_run_wrote(tmp_path):

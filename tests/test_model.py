@@ -6,18 +6,18 @@ import torch.nn.functional as F
 from conftest import noise
 from transformers import AutoModelForCausalLM, WhisperModel
 
-from diva.audio import one_clip, padded_samples
+from diva.audio import pad_clips, padded_samples
 from diva.errors import UserError
 from diva.models.adapter import pooling_matrix
 from diva.models.build import build, load_tokenizer
-from diva.models.config import AdapterConfig, EncoderConfig, LLMConfig, ModelConfig
-from diva.models.diva import Diva
+from diva.models.config import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
+from diva.models.diva import DivaForConditionalGeneration
 
 Q = 12
 
 
-def model_config(tiny_whisper, tiny_llm, context="bucket", **adapter) -> ModelConfig:
-    return ModelConfig(
+def model_config(tiny_whisper, tiny_llm, context="bucket", **adapter) -> DivaConfig:
+    return DivaConfig(
         encoder=EncoderConfig(str(tiny_whisper), context),
         adapter=AdapterConfig(num_query_tokens=Q, **adapter),
         llm=LLMConfig(str(tiny_llm)),
@@ -25,13 +25,13 @@ def model_config(tiny_whisper, tiny_llm, context="bucket", **adapter) -> ModelCo
     )
 
 
-def make(tiny_whisper, tiny_llm, context="bucket", **adapter) -> Diva:
+def make(tiny_whisper, tiny_llm, context="bucket", **adapter) -> DivaForConditionalGeneration:
     torch.manual_seed(0)
     return build(model_config(tiny_whisper, tiny_llm, context, **adapter), load_tokenizer(str(tiny_llm)))
 
 
 @pytest.fixture
-def diva(tiny_whisper, tiny_llm) -> Diva:
+def diva(tiny_whisper, tiny_llm) -> DivaForConditionalGeneration:
     return make(tiny_whisper, tiny_llm)
 
 
@@ -55,7 +55,7 @@ def test_encoder_and_qformer_equal_transformers_at_full_context(tiny_whisper, ti
 
 def test_a_clip_has_the_same_virtual_tokens_alone_and_in_any_batch(diva):
     clips = [noise(seconds, seed) for seed, seconds in enumerate((0.4, 1.37, 2.9))]
-    alone = torch.cat([diva.virtual_tokens(*one_clip(clip)) for clip in clips])
+    alone = torch.cat([diva.virtual_tokens(*pad_clips([clip])) for clip in clips])
     for width in (padded_samples(2.9), padded_samples(7.0)):
         batch = torch.zeros(4, width)
         for row, clip in enumerate(clips):
@@ -94,7 +94,7 @@ def test_teacher_states_equal_each_transcript_read_alone(diva, tiny_llm):
 
 def test_gradients_reach_the_adapter_and_nothing_else(diva):
     diva.train()
-    v = diva.virtual_tokens(*one_clip(noise(1.0, 0)))
+    v = diva.virtual_tokens(*pad_clips([noise(1.0, 0)]))
     diva.student_states(v).sum().backward()
     for name, parameter in diva.named_parameters():
         if name.startswith("adapter."):
@@ -115,7 +115,7 @@ def test_where_the_adapter_starts(tiny_whisper, tiny_llm):
     mean = llm.get_input_embeddings().weight.mean(dim=0)
     torch.testing.assert_close(diva.adapter.projection.bias, mean)
     spread = (llm.get_input_embeddings().weight - mean).norm(dim=1).mean()
-    v = diva.virtual_tokens(*one_clip(noise(1.0, 0)))
+    v = diva.virtual_tokens(*pad_clips([noise(1.0, 0)]))
     assert 0.5 < (v - mean).norm(dim=-1).mean() / spread < 2
     torch.testing.assert_close(diva.adapter.layers[1].fc1.weight, whisper.decoder.layers[1].fc1.weight)
     torch.testing.assert_close(diva.adapter.positions, whisper.decoder.embed_positions.weight[:Q])
@@ -135,7 +135,7 @@ def test_mlp_pools_like_adaptive_average_pooling():
 
 def test_mlp_adapter_gives_as_many_virtual_tokens(tiny_whisper, tiny_llm):
     diva = make(tiny_whisper, tiny_llm, kind="mlp")
-    assert diva.virtual_tokens(*one_clip(noise(1.0, 0))).shape == (1, Q, 32)
+    assert diva.virtual_tokens(*pad_clips([noise(1.0, 0)])).shape == (1, Q, 32)
 
 
 def test_wrong_model_settings_name_their_key(tiny_whisper, tiny_llm):
@@ -147,7 +147,7 @@ def test_wrong_model_settings_name_their_key(tiny_whisper, tiny_llm):
     ):
         with pytest.raises(UserError, match=r"model\.(encoder|adapter)\."):
             build_config()
-    config = ModelConfig(
+    config = DivaConfig(
         EncoderConfig(str(tiny_whisper)),
         AdapterConfig(num_query_tokens=65),
         LLMConfig(str(tiny_llm)),

@@ -70,7 +70,7 @@ def test_checkpoints_hold_the_adapter_and_no_frozen_weight(undisturbed: Path):
     adapter = sum(value.numel() for value in checkpoint["state_dict"].values())
     optimizer = checkpoint["optimizer_states"][0]["state"]
     assert sum(state["exp_avg"].numel() for state in optimizer.values()) == adapter
-    exported = load_file(undisturbed / "export" / "adapter.safetensors")
+    exported = load_file(undisturbed / "export" / "model.safetensors")
     for key, value in checkpoint["state_dict"].items():
         torch.testing.assert_close(exported[key.removeprefix("model.adapter.")], value, rtol=0, atol=0)
 
@@ -167,7 +167,7 @@ def test_accumulation_and_ddp_do_not_change_the_loss(reference, arguments, share
     assert expected.keys() == ours.keys()
     for step, terms in expected.items():
         assert [float(x) for x in ours[step]] == pytest.approx([float(x) for x in terms], abs=1e-4)
-    weights = [load_file(f / "export" / "adapter.safetensors") for f in (reference, folder)]
+    weights = [load_file(f / "export" / "model.safetensors") for f in (reference, folder)]
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, atol=2e-4, rtol=0)
 

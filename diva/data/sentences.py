@@ -20,7 +20,7 @@ MAX_WORDS = 12
 MIN_WORDS = 3
 # Templates with two or three slots have thousands of rows; this many are tried from each.
 ROWS_TRIED = 3_000
-VOCABULARY = 600
+VOCABULARY = 400
 
 Row = tuple[str, ...]
 

@@ -1,19 +1,27 @@
-"""ModelConfig -> Diva: loads the frozen parts and gives the adapter its start."""
+"""DivaConfig -> model: loads the frozen parts and gives the adapter its start."""
 
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, WhisperModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    WhisperModel,
+)
 
-from diva.checkpoints import read_export
 from diva.errors import UserError
 from diva.models.adapter import MLPAdapter, QFormerAdapter
-from diva.models.config import AdapterConfig, ModelConfig
-from diva.models.diva import Diva
+from diva.models.config import AdapterConfig, DivaConfig
+from diva.models.diva import DivaForConditionalGeneration
 from diva.models.encoder import SpeechEncoder
+from diva.models.processor import DivaProcessor
 from diva.pretrained import resolve
-from diva.prompts import user_turn
+
+# Of the variance of an embedding.
+_RIDGE = 1e-2
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -21,24 +29,46 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(resolve(name))
 
 
-def build(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> Diva:
+def build(config: DivaConfig, tokenizer: PreTrainedTokenizerBase) -> DivaForConditionalGeneration:
     """Load encoder and LLM frozen and give the adapter its start; `tokenizer` is the LLM's."""
+    return assemble(config, tokenizer)
+
+
+def assemble(
+    config: DivaConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    cls: type[DivaForConditionalGeneration] = DivaForConditionalGeneration,
+    device_map: Any = None,
+    start: bool = True,
+) -> DivaForConditionalGeneration:
+    """As `build`; without `start` the adapter's weights are left for the caller to load."""
     dtype = getattr(torch, config.frozen_dtype)
     llm = AutoModelForCausalLM.from_pretrained(
-        resolve(config.llm.name), dtype=dtype, attn_implementation=config.llm.attention
+        resolve(config.llm.name),
+        dtype=dtype,
+        attn_implementation=config.llm.attention,
+        device_map=device_map,
     )
     whisper = WhisperModel.from_pretrained(
         resolve(config.encoder.name), dtype=torch.float32, attn_implementation="sdpa"
     )
-    adapter = make_adapter(config.adapter, whisper, llm.get_input_embeddings().weight)
+    vocabulary, width = embedding_matrix(llm).shape
+    adapter = make_adapter(config.adapter, whisper, width)
+    if start:
+        start_adapter(config, adapter, whisper, llm, tokenizer)
     encoder = SpeechEncoder(whisper.encoder.to(dtype), config.encoder.context)
-    prompt = user_turn(tokenizer, config.llm.system_prompt)
-    model = Diva(encoder, adapter, llm, prompt, max_tokens=config.adapter.num_query_tokens)
-    return model.eval()
+    processor = DivaProcessor(
+        tokenizer,
+        num_query_tokens=config.adapter.num_query_tokens,
+        audio_token_id=vocabulary,
+        system_prompt=config.llm.system_prompt,
+        prompt_layout=config.llm.prompt_layout,
+    )
+    return cls(config, encoder, adapter, llm, processor).eval()
 
 
-def make_adapter(config: AdapterConfig, whisper: WhisperModel, embeddings: Tensor) -> nn.Module:
-    """An adapter in float32 with its configured start; `embeddings` [V, D] are the LLM's."""
+def make_adapter(config: AdapterConfig, whisper: WhisperModel, llm_width: int) -> nn.Module:
+    """An adapter in float32, with random weights."""
     limit = whisper.config.max_target_positions
     if config.num_query_tokens > limit:
         raise UserError(
@@ -46,12 +76,30 @@ def make_adapter(config: AdapterConfig, whisper: WhisperModel, embeddings: Tenso
             " the Whisper decoder that they go through"
         )
     cls = {"qformer": QFormerAdapter, "mlp": MLPAdapter}[config.kind]
-    adapter = cls(whisper.config, config.num_query_tokens, embeddings.shape[1])
-    if config.init == "whisper" and isinstance(adapter, QFormerAdapter):
+    return cls(whisper.config, config.num_query_tokens, llm_width)
+
+
+def start_adapter(
+    config: DivaConfig,
+    adapter: nn.Module,
+    whisper: WhisperModel,
+    llm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Give an adapter the start that its config asks for."""
+    if config.adapter.init == "whisper" and isinstance(adapter, QFormerAdapter):
         load_whisper_decoder(adapter, whisper)
-    if config.projection_init == "embeddings":
-        start_among_embeddings(adapter, embeddings.float())
-    return adapter
+    if config.adapter.projection_init != "default":
+        start_among_embeddings(adapter, embedding_matrix(llm).float())
+    if config.adapter.projection_init == "shared_tokens":
+        start_from_shared_tokens(adapter, whisper, load_tokenizer(config.encoder.name), llm, tokenizer)
+
+
+def embedding_matrix(model: PreTrainedModel) -> Tensor:
+    """The input embeddings of a language model's tokens, [V, D]."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 @torch.no_grad()
@@ -72,20 +120,38 @@ def start_among_embeddings(adapter: nn.Module, embeddings: Tensor) -> None:
 
 
 @torch.no_grad()
+def start_from_shared_tokens(
+    adapter: QFormerAdapter,
+    whisper: WhisperModel,
+    speech_tokenizer: PreTrainedTokenizerBase,
+    llm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Start the projection with what turns Whisper's token embeddings into the LLM's, kept at its spread.
+
+    The end of Whisper's decoder points at the embedding of the token it hears. Many tokens are in both
+    vocabularies (most, where both are byte-level BPE): ridge regression over them says where the LLM has the
+    same token.
+    """
+    heard, read = embedding_matrix(whisper).float(), embedding_matrix(llm).float()
+    ours, theirs = speech_tokenizer.get_vocab(), tokenizer.get_vocab()
+    shared = sorted(token for token in ours.keys() & theirs.keys() if ours[token] < len(heard))
+    if len(shared) < heard.shape[1]:
+        raise UserError(
+            f"model.adapter.projection_init=shared_tokens: Whisper and the LLM share {len(shared)} tokens, which"
+            f" is too few for a width of {heard.shape[1]}; take model.adapter.projection_init=embeddings"
+        )
+    x, y = heard[[ours[token] for token in shared]], read[[theirs[token] for token in shared]]
+    x, y = x - x.mean(dim=0), y - y.mean(dim=0)
+    ridge = _RIDGE * len(shared) * x.var() * torch.eye(x.shape[1])
+    weight = torch.linalg.solve(x.T @ x + ridge, x.T @ y).T
+    adapter.projection.weight.copy_(weight * adapter.projection.weight.norm() / weight.norm())
+
+
+@torch.no_grad()
 def load_whisper_decoder(adapter: QFormerAdapter, whisper: WhisperModel) -> None:
     """Copy Whisper's decoder, but for its token embeddings, into the adapter."""
     decoder = whisper.decoder
     adapter.positions.copy_(decoder.embed_positions.weight[: len(adapter.positions)])
     adapter.layers.load_state_dict(decoder.layers.state_dict())
     adapter.norm.load_state_dict(decoder.layer_norm.state_dict())
-
-
-def load_trained(path: Path) -> tuple[Diva, PreTrainedTokenizerBase]:
-    """A trained model from a run directory or its export, with the LLM's tokenizer."""
-    export = path / "export" if (path / "export").is_dir() else path
-    values, state = read_export(export)
-    config = ModelConfig.from_dict(values)
-    tokenizer = load_tokenizer(config.llm.name)
-    model = build(config, tokenizer)
-    model.adapter.load_state_dict(state)
-    return model, tokenizer

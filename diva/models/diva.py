@@ -1,60 +1,83 @@
 """The composed model: speech in, states and answers of the LLM out."""
 
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import (
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedModel,
+    TextIteratorStreamer,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from diva.models.config import DivaConfig
 from diva.models.encoder import SpeechEncoder
-from diva.prompts import Prompt
+from diva.models.processor import DivaProcessor
+from diva.prompts import user_turn
 
 
-class Diva(nn.Module):
+class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Frozen encoder and LLM with a trainable adapter between them.
 
     The student reads prefix | virtual tokens | suffix, the teacher prefix | transcript | suffix, both with
-    the same frozen LLM (DiVA section 3). The prefix is the same for every clip: its keys and values are
-    computed once per device and expanded over the batch.
+    the same frozen LLM (DiVA section 3). In training the prefix is the same for every clip: its keys and
+    values are computed once per device and expanded over the batch. `generate` takes any chat (DivaProcessor).
     """
+
+    config_class = DivaConfig
+    main_input_name: ClassVar[str] = "input_ids"
+    _supports_sdpa: ClassVar[bool] = True
+    _no_split_modules: ClassVar[list[str]] = []
 
     prefix_ids: Tensor
     suffix_ids: Tensor
 
     def __init__(
         self,
+        config: DivaConfig,
         encoder: SpeechEncoder,
         adapter: nn.Module,
         llm: PreTrainedModel,
-        prompt: Prompt,
-        max_tokens: int,
+        processor: DivaProcessor,
     ):
-        super().__init__()
+        config.know_llm(llm.config)
+        super().__init__(config)
         self.encoder = encoder
         self.adapter = adapter
         self.llm = llm.requires_grad_(False)
-        self.max_tokens = max_tokens
-        self.register_buffer(
-            "prefix_ids", torch.tensor(prompt.prefix_ids, dtype=torch.long), persistent=False
-        )
-        self.register_buffer(
-            "suffix_ids", torch.tensor(prompt.suffix_ids, dtype=torch.long), persistent=False
-        )
+        self.processor = processor
+        self.generation_config = llm.generation_config
+        prompt = user_turn(processor.tokenizer, config.llm.system_prompt)
+        for name, ids in (("prefix_ids", prompt.prefix_ids), ("suffix_ids", prompt.suffix_ids)):
+            self.register_buffer(name, torch.tensor(ids, dtype=torch.long), persistent=False)
         self._prefix_cache: DynamicCache | None = None
 
-    def train(self, mode: bool = True) -> "Diva":
+    def train(self, mode: bool = True) -> "DivaForConditionalGeneration":
         """Only the adapter ever leaves evaluation mode: a frozen part with dropout would not be frozen."""
         super().train(mode)
         self.encoder.eval()
         self.llm.eval()
         return self
 
+    # ---- hearing
+
     def virtual_tokens(self, waveforms: Tensor, samples: Tensor) -> Tensor:
         """Waveforms [B, S] of `samples` [B] -> virtual tokens v [B, Q, D]."""
         frames, mask = self.encoder(waveforms, samples)
+        if not torch.is_autocast_enabled(frames.device.type):
+            frames = frames.to(self.adapter.projection.weight.dtype)
         return self.adapter(frames, mask)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token ids [...] -> the LLM's input embeddings [..., D]."""
         return self.llm.get_input_embeddings()(token_ids)
+
+    # ---- training: the state in which the next token is decided
 
     def student_states(self, virtual_tokens: Tensor) -> Tensor:
         """v [B, Q, D] -> hidden state after the final norm at the last position of the suffix, [B, D]."""
@@ -101,40 +124,149 @@ class Diva(nn.Module):
             cache.update(layer.keys.expand(shape), layer.values.expand(shape), index)
         return cache
 
-    @torch.no_grad()
-    def answer(
-        self, waveforms: Tensor, samples: Tensor, max_new_tokens: int = 64, prompt: Prompt | None = None
+    # ---- answering
+
+    def input_embeddings(
+        self, input_ids: Tensor, audio: Tensor | None = None, audio_samples: Tensor | None = None
     ) -> Tensor:
-        """Speech [B, S] -> greedy answers, token ids [B, <= max_new_tokens], padded after the end token.
+        """Ids [B, L] with Q placeholders for each clip -> embeddings [B, L, D], virtual tokens in their place.
 
-        `prompt` stands in for the one the model was trained under.
+        `audio` [A, S] and `audio_samples` [A] are the clips of the whole batch in reading order.
         """
-        v = self.virtual_tokens(waveforms, samples)
-        prefix, suffix = (self.embed(ids).expand(len(v), -1, -1) for ids in self._around(prompt, v.device))
-        return self._generate(torch.cat([prefix, v.to(prefix.dtype), suffix], dim=1), max_new_tokens)
+        heard = input_ids == self.processor.audio_token_id
+        embeddings = self.embed(input_ids.masked_fill(heard, 0))
+        if audio is None:
+            return embeddings
+        if int(heard.sum()) != len(audio) * self.config.adapter.num_query_tokens:
+            raise ValueError(
+                f"input_ids has {int(heard.sum())} places for virtual tokens, while {len(audio)} clips give"
+                f" {len(audio) * self.config.adapter.num_query_tokens}; let DivaProcessor make both"
+            )
+        v = self.virtual_tokens(audio, audio_samples)
+        return embeddings.masked_scatter(heard.unsqueeze(-1), v.to(embeddings.dtype))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        audio: Tensor | None = None,
+        audio_samples: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """What the LLM says to a chat that was heard, with the arguments of its own `forward` besides."""
+        if inputs_embeds is None:
+            inputs_embeds = self.input_embeddings(input_ids, audio, audio_samples)
+        return self.llm(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
 
     @torch.no_grad()
-    def answer_text(self, token_ids: Tensor, max_new_tokens: int = 64) -> Tensor:
-        """The text teacher's greedy answer to one transcript [N], token ids [1, <= max_new_tokens]."""
-        ids = torch.cat([self.prefix_ids, token_ids, self.suffix_ids])
-        return self._generate(self.embed(ids).unsqueeze(0), max_new_tokens)
+    def generate(
+        self,
+        inputs: Any = None,
+        text_prompt: str | list[str] | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        audio: Tensor | None = None,
+        audio_samples: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Token ids as transformers' `generate` gives them, [B, L + new], for what DivaProcessor returns.
 
-    def _around(self, prompt: Prompt | None, device: torch.device) -> tuple[Tensor, Tensor]:
-        if prompt is None:
-            return self.prefix_ids, self.suffix_ids
-        ids = (
-            torch.tensor(part, dtype=torch.long, device=device)
-            for part in (prompt.prefix_ids, prompt.suffix_ids)
-        )
-        prefix, suffix = ids
-        return prefix, suffix
+        With a list of clips (arrays at 16 kHz, or paths) as `inputs`, the call of the published model card:
+        `generate([speech], ["Reply briefly"])` gives the answers as text, greedy and of up to 128 tokens.
+        """
+        if isinstance(inputs, (list, tuple)):
+            return self._answer(list(inputs), text_prompt, **kwargs)
+        input_ids = inputs if input_ids is None else input_ids
+        if audio is None:
+            return super().generate(input_ids, **kwargs)
+        # Heard once, here: the beams of one chat share its clips. The placeholders are no token of the LLM,
+        # so what looks at the prompt's ids (a repetition penalty, say) sees padding in their place.
+        embeddings = self.input_embeddings(input_ids, audio, audio_samples)
+        heard = input_ids == self.processor.audio_token_id
+        ids = input_ids.masked_fill(heard, self.processor.pad_token_id)
+        return super().generate(ids, inputs_embeds=embeddings, **kwargs)
 
-    def _generate(self, embeddings: Tensor, max_new_tokens: int) -> Tensor:
-        mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
-        return self.llm.generate(
-            inputs_embeds=embeddings,
-            attention_mask=mask,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=self.llm.generation_config.pad_token_id,
-        )
+    def _answer(self, clips: list, text_prompt: str | list[str] | None, **kwargs: Any) -> list[str]:
+        prompts = [text_prompt] * len(clips) if isinstance(text_prompt, str | None) else text_prompt
+        batch = self.processor.spoken_turns(clips, prompts).to(self.device)
+        ids = self.generate(**batch, **{"do_sample": False, "max_new_tokens": 128} | kwargs)
+        return self.processor.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def generate_stream(self, clip: Any, text_prompt: str | None = None, **kwargs: Any) -> Iterator[str]:
+        """The answer to one clip in pieces, as they come; `kwargs` as for `generate`."""
+        yield from self.stream(self.processor.spoken_turns([clip], [text_prompt]), **kwargs)
+
+    def stream(self, batch: Any, **kwargs: Any) -> Iterator[str]:
+        """The answer to one chat of DivaProcessor in pieces, as they come.
+
+        Leaving the loop early stops the generation. Errors of the generation are raised here.
+        """
+        streamer = _Stream(self.processor.tokenizer)
+        thread = Thread(target=streamer.run, args=(self, batch.to(self.device), kwargs), daemon=True)
+        thread.start()
+        try:
+            yield from (piece for piece in streamer if piece)
+        finally:
+            streamer.stopped = True
+            thread.join()
+        if streamer.error is not None:
+            raise streamer.error
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: every part comes with its weights (`diva.models.build`)."""
+
+    # ---- files
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> "DivaForConditionalGeneration":
+        """A run's export, one of ours on the hub, or a checkpoint in the published layout.
+
+        `dtype` is the precision of the frozen parts; `device_map` is for the LLM, whose input embeddings'
+        device gets the rest. See `diva.models.files.load`.
+        """
+        from diva.models.files import load
+
+        return load(cls, name, **kwargs)
+
+    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
+        """Write the adapter and the names of the frozen parts; see `diva.models.files.save`."""
+        from diva.models.files import save
+
+        save(self, folder, **kwargs)
+
+
+class _Stream(TextIteratorStreamer):
+    """transformers' streamer, which hands on errors and can be stopped."""
+
+    def __init__(self, tokenizer: Any):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.stopped = False
+        self.error: BaseException | None = None
+
+    def run(self, model: DivaForConditionalGeneration, batch: Any, kwargs: dict) -> None:
+        try:
+            model.generate(**batch, streamer=self, **kwargs)
+        except _Stopped:
+            pass
+        except Exception as error:  # raised again by the reader
+            self.error = error
+        finally:
+            self.end()
+
+    def put(self, value: Tensor) -> None:
+        if self.stopped:
+            raise _Stopped
+        super().put(value)
+
+
+class _Stopped(Exception):
+    """The reader has gone."""
