@@ -158,9 +158,7 @@ class DivaTraining(LightningModule):
             metrics.kl_divergence(student, teacher),
         )
         for measure, value in zip(_MEASURES, values, strict=True):
-            self.measured[name, measure] += torch.stack(
-                [value.float().sum(), value.new_tensor(len(value)).float()]
-            )
+            self.measured[name, measure] += torch.stack([value.float().sum(), torch.tensor(len(value)).to(v)])
 
     def on_validation_epoch_start(self) -> None:
         names = self.trainer.datamodule.val

@@ -14,6 +14,10 @@ from command_line import command, environment, losses, metrics, run
 from conftest import write_release
 from safetensors.torch import load_file
 
+from diva.audio import pad_clips
+from diva.data.common_voice import CommonVoice
+from diva.models.diva import DivaForConditionalGeneration
+
 pytestmark = pytest.mark.integration
 STEPS = 10
 
@@ -61,6 +65,31 @@ def test_a_run_leaves_what_it_promises(undisturbed: Path, tiny_release: Path):
     assert all(float(terms[step][2]) > 0 for step in range(3, STEPS))
     for step in range(3, STEPS):
         assert float(terms[step][0]) == pytest.approx(float(terms[step][1]) + float(terms[step][2]), rel=1e-5)
+
+
+def test_validation_figures_are_means_over_the_held_out_clips(undisturbed: Path, tiny_release: Path):
+    """Each clip by itself, through the exported model, in the trainer's precision."""
+    model = DivaForConditionalGeneration.from_pretrained(undisturbed)
+    tokenizer, embeddings = model.processor.tokenizer, model.llm.get_input_embeddings().weight
+    manifest = CommonVoice(str(tiny_release)).manifest("dev")
+    aligned, agreement, kl = [], [], []
+    for clip in range(len(manifest)):
+        ids = torch.tensor(tokenizer(manifest.text(clip), add_special_tokens=False)["input_ids"])
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            v = model.virtual_tokens(*pad_clips([manifest.waveform(clip)]))[0].float()
+            student = model.logits(model.student_states(v.unsqueeze(0)))[0]
+        teacher = model.logits(model.teacher_states(ids.unsqueeze(0), torch.tensor([len(ids)])))[0]
+        facing = v[len(v) - len(ids) :]
+        aligned += [
+            int((x - embeddings.float()).norm(dim=1).argmin()) == int(t) for x, t in zip(facing, ids, strict=True)
+        ]
+        agreement.append(int(student.argmax()) == int(teacher.argmax()))
+        p, q = teacher.softmax(0), student.softmax(0)
+        kl.append(float((p * (p / q).log()).sum()))
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert summary["val/alignment_accuracy"] == pytest.approx(sum(aligned) / len(aligned), abs=1e-6)
+    assert summary["val/first_token_agreement"] == pytest.approx(sum(agreement) / len(agreement), abs=1e-6)
+    assert summary["val/kl"] == pytest.approx(sum(kl) / len(kl), rel=0.05)
 
 
 def test_checkpoints_hold_the_adapter_and_no_frozen_weight(undisturbed: Path):
