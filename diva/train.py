@@ -20,6 +20,7 @@ from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail, make, qui
 from diva.data.datamodule import SpeechDataModule
 from diva.errors import UserError
 from diva.metrics_file import MetricsFile
+from diva.model_card import write_card
 from diva.models.build import build, load_tokenizer
 from diva.models.config import DivaConfig
 from diva.models.diva import DivaForConditionalGeneration
@@ -99,7 +100,8 @@ def train(config: DictConfig, folder: Path) -> float | None:
         return None
     final = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("train/")}
     model.save_pretrained(folder / "export")
-    record.write_summary(final, throughput, data, model, responses.rows)
+    summary = record.write_summary(final, throughput, data, model, responses.rows)
+    write_card(folder / "export", config, dict(HydraConfig.get().runtime.choices), summary)
     return final.get("val/kl")
 
 

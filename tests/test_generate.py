@@ -100,6 +100,18 @@ def test_results_are_those_of_the_summary(tmp_path):
         newest_run(tmp_path)
 
 
+def test_an_unfinished_run_has_curves_and_no_results(tmp_path, shared_cache):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").write_text("step,epoch,train/align\n0,0,2.5\n1,0,2.25\n")
+    done = run("diva.curves", "run", cache=shared_cache, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+    done = run("diva.curves", "run", "--into", "docs", cache=shared_cache, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "run has not ended" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_readme_shows_the_committed_results():
     root = Path(__file__).parent.parent
     summary = json.loads((root / "docs" / "mini" / "summary.json").read_text())

@@ -55,6 +55,10 @@ def test_a_run_leaves_what_it_promises(undisturbed: Path, tiny_release: Path):
     # Batches of 4 from 22 clips: five full ones and one of 2 an epoch, in an order that the seed decides.
     assert STEPS * 4 - 4 <= summary["clips_seen"] <= STEPS * 4
     assert len(summary["responses"]) == 2
+    card = (undisturbed / "export" / "README.md").read_text()
+    for said in (f"{summary['val/kl']:.3f}", f"{summary['val/first_token_agreement']:.3f}", "CC0-1.0", "10 of 4"):
+        assert f"| {said} |" in card or said in card
+    assert summary["responses"][0]["question"] in card
     assert (undisturbed / "skipped.tsv").is_file()
     assert f"root: {tiny_release}" in (undisturbed / "config.yaml").read_text()
     rows = metrics(undisturbed)

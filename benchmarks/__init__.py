@@ -1,0 +1,1 @@
+"""What diva is measured against: other algorithms for the same work, restated on the same weights."""

@@ -1,0 +1,122 @@
+"""The README.md of an export: what the model is, what it was made of, what it reached, and whose terms apply."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+# Terms under which its authors published each part, as far as this codebase knows the part.
+LICENCES = {
+    "openai/whisper-tiny.en": "MIT",
+    "openai/whisper-large-v3": "MIT",
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "Apache-2.0",
+    "meta-llama/Meta-Llama-3-8B-Instruct": "Meta Llama 3 Community License",
+    "meta-llama/Llama-3.2-1B-Instruct": "Llama 3.2 Community License",
+}
+CORPORA = {
+    "spoken_mini": "sentences of this codebase spoken by flite's voices; made anew by `make corpus`",
+    "common_voice": "Mozilla Common Voice, CC0-1.0",
+}
+_UNKNOWN = "see its own card"
+
+
+def write_card(export: Path, config: DictConfig, choices: dict[str, str], summary: dict[str, Any]) -> None:
+    """Write `export/README.md` from a run's config, the chosen config groups and its summary.json."""
+    (export / "README.md").write_text(card(config, choices, summary))
+
+
+def card(config: DictConfig, choices: dict[str, str], summary: dict[str, Any]) -> str:
+    """The card's text (Markdown with the hub's front matter)."""
+    encoder, llm = config.model.encoder.name, config.model.llm.name
+    parts = [_front_matter(encoder, llm), _introduction(config, encoder, llm), _USE]
+    parts += [_recipe(config, choices, summary), _figures(summary), _licences(config, choices, encoder, llm)]
+    return "\n".join(parts)
+
+
+def _front_matter(encoder: str, llm: str) -> str:
+    return f"""---
+library_name: transformers
+pipeline_tag: audio-text-to-text
+base_model:
+- {encoder}
+- {llm}
+tags:
+- speech
+- voice-assistant
+- diva
+---
+"""
+
+
+def _introduction(config: DictConfig, encoder: str, llm: str) -> str:
+    return f"""# {config.name}: a Distilled Voice Assistant
+
+[{llm}](https://huggingface.co/{llm}) that hears: an adapter (here) turns the frames of the frozen encoder of
+[{encoder}](https://huggingface.co/{encoder}) into {config.model.adapter.num_query_tokens} virtual tokens, and was
+distilled from what the LLM itself makes of the transcript (DiVA, arXiv 2410.02678). It saw no instructions and no
+labels, only speech with transcripts. It has the LLM's abilities and faults, and hears what its corpus taught it.
+"""
+
+
+_USE = """## Use
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("PATH", trust_remote_code=True)  # or: import diva
+processor = AutoProcessor.from_pretrained("PATH", trust_remote_code=True)
+chat = [{"role": "user", "content": [{"type": "audio", "path": "question.wav"}]}]
+inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True)
+ids = model.generate(**inputs, max_new_tokens=128)[:, inputs["input_ids"].shape[1] :]
+print(processor.batch_decode(ids, skip_special_tokens=True)[0])
+```
+"""
+
+
+def _recipe(config: DictConfig, choices: dict[str, str], summary: dict[str, Any]) -> str:
+    objective, optimizer = config.objective, config.optimizer
+    rows = {
+        "experiment": choices["experiment"],
+        "corpus": f"{choices['data']}: {CORPORA.get(choices['data'], _UNKNOWN)}",
+        "clips": ", ".join(f"{count:,} {name}" for name, count in summary["clips_in_corpus"].items()),
+        "steps and recordings a step": f"{config.max_steps:,} of {config.data.batch_size}",
+        "losses": f"{objective.distill_weight:g} distillation (from step {objective.distill_from_step}),"
+        f" {objective.align_weight:g} alignment",
+        "optimizer": f"AdamW, lr {optimizer.lr:g}, {optimizer.warmup_steps} warm-up steps, then linear to zero,"
+        f" weight decay {optimizer.weight_decay:g}, betas {tuple(optimizer.betas)},"
+        f" clipped at {optimizer.gradient_clip:g}",
+        "adapter": f"{config.model.adapter.kind}, {summary['parameters']['trainable'] / 1e6:.1f} M parameters, started"
+        f" from {config.model.adapter.init}, projection from {config.model.adapter.projection_init}",
+        "precision": f"{config.hardware.precision}, frozen parts in {config.model.frozen_dtype}",
+        "time": f"{summary['seconds'] / 60:.1f} minutes, {summary['clips_per_second']:.1f} clips a second",
+        "revision of the code": summary["revision"],
+        "seed": config.seed,
+    }
+    return _table("## Recipe", ("", ""), rows.items())
+
+
+def _figures(summary: dict[str, Any]) -> str:
+    names = ("alignment_accuracy", "first_token_agreement", "kl")
+    sets = sorted({key.split("/")[0] for key in summary if key.endswith("/kl")})
+    rows = [(split, *(f"{summary[f'{split}/{name}']:.3f}" for name in names)) for split in sets]
+    text = _table("## Figures on held-out speech", ("", *(name.replace("_", " ") for name in names)), rows)
+    said = [(row["question"], row["teacher"], row["student"]) for row in summary["responses"]]
+    return text + "\n" + _table("", ("asked aloud", "the LLM, reading", "this model, hearing"), said)
+
+
+def _licences(config: DictConfig, choices: dict[str, str], encoder: str, llm: str) -> str:
+    rows = [
+        ("code", "Apache-2.0"),
+        (encoder, LICENCES.get(encoder, _UNKNOWN)),
+        (llm, LICENCES.get(llm, _UNKNOWN)),
+        (choices["data"], CORPORA.get(choices["data"], _UNKNOWN)),
+    ]
+    note = "The adapter is derived from the encoder's model (its decoder) and from the LLM: both parts' terms apply.\n"
+    return _table("## Licences of the parts", ("part", "terms"), rows) + "\n" + note
+
+
+def _table(title: str, header: tuple[str, ...], rows: Any) -> str:
+    lines = [title, ""] if title else []
+    lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
