@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, WhisperModel
 from diva.audio import pad_clips, padded_samples
 from diva.errors import UserError
 from diva.models.adapter import pooling_matrix
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build, load_tokenizer, start_from_shared_tokens
 from diva.models.config import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.diva import DivaForConditionalGeneration
 
@@ -122,6 +122,32 @@ def test_where_the_adapter_starts(tiny_whisper, tiny_llm):
     random = make(tiny_whisper, tiny_llm, init="random", projection_init="default")
     assert not torch.allclose(random.adapter.layers[1].fc1.weight, whisper.decoder.layers[1].fc1.weight)
     assert not torch.allclose(random.adapter.projection.bias, mean)
+
+
+def test_the_projection_starts_where_the_llm_has_the_tokens_that_whisper_hears(tiny_whisper, tiny_llm):
+    """Where a matrix turns Whisper's token embeddings into the LLM's, that matrix is found, up to its size."""
+    torch.manual_seed(0)
+    whisper = WhisperModel.from_pretrained(tiny_whisper)
+    llm = AutoModelForCausalLM.from_pretrained(tiny_llm)
+    speech_tokenizer, tokenizer = load_tokenizer(str(tiny_whisper)), load_tokenizer(str(tiny_llm))
+    truth = torch.randn(16, 32)
+    heard, read = whisper.decoder.embed_tokens.weight, llm.get_input_embeddings().weight
+    with torch.no_grad():
+        for token, number in speech_tokenizer.get_vocab().items():
+            if number < len(heard):
+                read[tokenizer.get_vocab()[token]] = heard[number] @ truth
+    adapter = make(tiny_whisper, tiny_llm).adapter
+    size = adapter.projection.weight.norm()
+    start_from_shared_tokens(adapter, whisper, speech_tokenizer, llm, tokenizer)
+    found = adapter.projection.weight.T
+    assert F.cosine_similarity(found.flatten(), truth.flatten(), dim=0) > 0.99
+    torch.testing.assert_close(found.norm(), size)
+    foreign = load_tokenizer(str(tiny_llm))
+    foreign.get_vocab = lambda: {"one": 1, "two": 2}
+    with pytest.raises(UserError, match=r"share 0 tokens.*projection_init=embeddings"):
+        start_from_shared_tokens(adapter, whisper, foreign, llm, tokenizer)
+    with pytest.raises(UserError, match=r"needs model\.adapter\.kind=qformer"):
+        AdapterConfig(num_query_tokens=4, kind="mlp", projection_init="shared_tokens")
 
 
 def test_mlp_pools_like_adaptive_average_pooling():
