@@ -76,7 +76,7 @@ def measure(
 
     def ours(count: int) -> None:
         batch = model.processor.spoken_turns(clips, [None] * size)
-        model.generate(**batch, do_sample=False, max_new_tokens=count, eos_token_id=NO_TOKEN)
+        model.generate(**batch, do_sample=False, max_new_tokens=count, min_new_tokens=count)
 
     def one_by_one(count: int) -> None:
         for clip in clips:

@@ -32,7 +32,7 @@ def checkpoint(tmp_path_factory):
     llama = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=4096, intermediate_size=512, num_hidden_layers=1,
         num_attention_heads=32, num_key_value_heads=8, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
-        pad_token_id=None,
+        pad_token_id=None, initializer_range=0.1,
     )  # fmt: skip
     LlamaForCausalLM(llama).save_pretrained(folder / "llama")
     tokenizer.save_pretrained(folder / "llama")

@@ -154,9 +154,13 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         audio: Tensor | None = None,
         audio_samples: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """What the LLM says to a chat that was heard, with the arguments of its own `forward` besides."""
+        """What the LLM says to a chat that was heard, with the arguments of its own `forward` besides.
+
+        `logits_to_keep` is named because transformers looks whether it is: `generate` then asks for the last only.
+        """
         if inputs_embeds is None:
             inputs_embeds = self.input_embeddings(input_ids, audio, audio_samples)
         return self.llm(
@@ -164,6 +168,7 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
+            logits_to_keep=logits_to_keep,
             **kwargs,
         )
 
@@ -193,7 +198,25 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embeddings = self.input_embeddings(input_ids, audio, audio_samples)
         heard = input_ids == self.processor.audio_token_id
         ids = input_ids.masked_fill(heard, self.processor.pad_token_id)
+        if self._starts_with_prefix(ids, kwargs):
+            kwargs["past_key_values"] = self._prefix(len(ids))
         return super().generate(ids, inputs_embeds=embeddings, **kwargs)
+
+    def _starts_with_prefix(self, ids: Tensor, kwargs: dict) -> bool:
+        """Whether the keys and values of the prefix, computed once, are those of the first tokens of every row."""
+        mask, length = kwargs.get("attention_mask"), len(self.prefix_ids)
+        config = kwargs.get("generation_config") or self.generation_config
+        copies = ("num_beams", "num_return_sequences")  # of a row, which the cache would have to follow
+        if any((kwargs.get(name) or getattr(config, name, None) or 1) > 1 for name in copies):
+            return False
+        if (
+            length == 0
+            or kwargs.keys() & {"past_key_values", "cache_implementation"}
+            or kwargs.get("use_cache") is False
+        ):
+            return False
+        same = bool((ids[:, :length] == self.prefix_ids).all())
+        return same and (mask is None or bool(mask[:, :length].all()))
 
     def _answer(self, clips: list, text_prompt: str | list[str] | None, **kwargs: Any) -> list[str]:
         prompts = [text_prompt] * len(clips) if isinstance(text_prompt, str | None) else text_prompt
