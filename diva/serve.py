@@ -1,0 +1,156 @@
+"""Serve a trained DiVA over HTTP, as OpenAI's chat completions: `python -m diva.serve [MODEL]`.
+
+MODEL is a run directory, an export or a hub id; the newest run unless given. Clients use the name `diva` (`--name`)
+and, where the environment has DIVA_API_KEY, that key. Answers are greedy unless a temperature or a top_p is asked for.
+The parts of a message are joined by line breaks, as `diva.generate --prompt` joins a clip and its prompt.
+"""
+
+import argparse
+import ipaddress
+import math
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from diva.cli import exit_codes, quieten
+from diva.curves import newest_run
+from diva.errors import UserError
+from diva.models.load import load_model
+from diva.serving.app import ServerLimits, Service, create_app
+from diva.serving.batching import BatchLimits
+from diva.serving.listening import RequestLimits
+
+
+@exit_codes
+def main() -> None:
+    arguments = parse_arguments()
+    quieten()
+    model_path = arguments.model or str(newest_run(Path("runs")))
+    # Before the model is loaded, which takes a while: the port may be taken.
+    listener = bind(arguments.host, arguments.port)
+    api_key = os.environ.get("DIVA_API_KEY") or None
+    if api_key is None and not is_loopback(arguments.host):
+        print(
+            f"diva: warning: {arguments.host} is open to others and asks for no key; set DIVA_API_KEY",
+            file=sys.stderr,
+            flush=True,
+        )
+    service = Service(
+        load_model(model_path, arguments.dtype),
+        arguments.name,
+        api_key,
+        ServerLimits(arguments.max_queue, arguments.timeout, int(arguments.max_body_mb * 2**20)),
+        BatchLimits(
+            arguments.max_batch,
+            arguments.max_wait_ms / 1000,
+            arguments.max_batch_tokens,
+            arguments.max_audio_seconds,
+        ),
+        RequestLimits(arguments.max_audio_seconds, arguments.max_new_tokens),
+    )
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    serve(service, listener, arguments.timeout, f"diva: {model_path} as {arguments.name!r} at {url}/v1")
+
+
+def serve(service: Service, listener: socket.socket, timeout: float, ready: str) -> None:
+    """Run until SIGTERM or SIGINT, then end what is running; new connections are refused meanwhile."""
+    config = uvicorn.Config(
+        create_app(service),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        # Every request ends by its own time-out; this is for those that do not.
+        timeout_graceful_shutdown=math.ceil(timeout) + 10,
+    )
+    server = _Server(config, ready)
+
+    def stop(*_: object) -> None:
+        server.should_exit = True
+
+    # uvicorn raises the signal again when it has shut down; that end is the one that was asked for.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens, once it does."""
+
+    def __init__(self, config: uvicorn.Config, ready: str):
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self._ready, flush=True)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket on the address that does not listen yet. Raises UserError where it cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"cannot listen on {host}:{port}: {error}; give others with --host, --port"
+        ) from error
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="diva.serve", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "model", nargs="?", help="a run directory, its export/ folder or a hub id; the newest run"
+    )
+    parser.add_argument("--name", default="diva", help="of the model, for clients")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 is open to others: set DIVA_API_KEY")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument("--dtype", help="precision of the frozen parts; float32 on a CPU unless given")
+    parser.add_argument("--max-batch", type=count, default=16, help="requests generated together")
+    parser.add_argument(
+        "--max-batch-tokens", type=count, default=8192, help="of prompts and answers in a batch"
+    )
+    parser.add_argument(
+        "--max-wait-ms", type=positive, default=5, help="how long a request waits for company"
+    )
+    parser.add_argument("--max-queue", type=count, default=256, help="requests that wait; others get 429")
+    parser.add_argument("--timeout", type=positive, default=120, help="seconds for a whole request")
+    parser.add_argument("--max-body-mb", type=positive, default=32, help="MiB of a request's body")
+    parser.add_argument("--max-audio-seconds", type=positive, default=600, help="of all clips of a request")
+    parser.add_argument(
+        "--max-new-tokens", type=count, default=512, help="the most that max_tokens may ask for"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What `diva.serve` is made of: the OpenAI protocol, the batches, the HTTP application."""

@@ -1,0 +1,328 @@
+"""The HTTP application: routes, limits, and what a client is told."""
+
+import asyncio
+import contextlib
+import hmac
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from diva.models.diva import DivaForConditionalGeneration
+from diva.serving.batching import Batcher, BatchLimits
+from diva.serving.listening import Listener, RequestLimits
+from diva.serving.protocol import Answer, ApiError, Completion
+from diva.serving.rows import Job
+
+# Answered before the body was read: what is left of it has no reader.
+_UNREAD = {401, 408, 413, 415, 429}
+_GONE = 499  # nobody is told; counted in the metrics, under nginx's number
+_STUCK_SECONDS = 5.0  # that a client may take, past its time, to fetch what is there
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """What the server takes, and for how long."""
+
+    queue: int = 256  # requests besides those of a full batch
+    timeout: float = 120.0  # seconds from the request's first byte to the answer's last
+    body_bytes: int = 32 * 2**20
+
+
+class Metrics:
+    """What /metrics shows."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "diva_requests", "Chat completions by HTTP status", ["status"], registry=self.registry
+        )
+        self.tokens = Counter("diva_tokens", "Tokens of ended answers", ["kind"], registry=self.registry)
+        self.active = Gauge(
+            "diva_active_requests", "Requests that wait or are answered", registry=self.registry
+        )
+        self.seconds = Histogram(
+            "diva_request_seconds",
+            "From a request's first byte to its answer's last",
+            buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
+            registry=self.registry,
+        )
+        self.batch_rows = Histogram(
+            "diva_batch_rows",
+            "Requests generated together",
+            buckets=(1, 2, 4, 8, 16, 32, 64),
+            registry=self.registry,
+        )
+
+
+@dataclass
+class Ticket:
+    """A request's place in the server, from its first byte to its answer's last."""
+
+    deadline: float  # of the event loop's clock, seconds
+    events: asyncio.Queue[str | Completion | Exception] = field(default_factory=asyncio.Queue)
+    job: Job | None = None
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events that give the ticket back however the stream ends."""
+
+    def __init__(self, content: AsyncIterator[str], deadline: float, leave: Callable[[], None]):
+        super().__init__(content, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        self._deadline = deadline
+        self._leave = leave
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            # The stream ends by itself at the deadline, unless the client does not read it.
+            with contextlib.suppress(TimeoutError, ClientDisconnect):
+                async with asyncio.timeout_at(self._deadline + _STUCK_SECONDS):
+                    await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
+
+
+class Service:
+    """What the routes share."""
+
+    def __init__(
+        self,
+        model: DivaForConditionalGeneration,
+        name: str,
+        api_key: str | None,
+        limits: ServerLimits,
+        batch_limits: BatchLimits,
+        request_limits: RequestLimits,
+    ):
+        self.name = name
+        self.created = int(time.time())
+        self.metrics = Metrics()
+        self.batcher = Batcher(model, batch_limits, self.metrics.batch_rows.observe)
+        self._listener = Listener(model, name, request_limits)
+        self._api_key = api_key
+        self._limits = limits
+        self._places = limits.queue + batch_limits.rows
+        # Decoding takes tenths of a second and much memory: never on the event loop, few at a time.
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="diva-listen")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        self.batcher.start()
+        yield
+        await asyncio.to_thread(self.batcher.close)
+        self._pool.shutdown(cancel_futures=True)
+
+    async def authorize(self, http: Request) -> None:
+        """Raises ApiError (401) without the bearer token, where there is one."""
+        if self._api_key is None:
+            return
+        given = http.headers.get("authorization", "").encode("latin-1")
+        if not hmac.compare_digest(given, b"Bearer " + self._api_key.encode()):
+            raise ApiError(
+                401,
+                "the Authorization header needs 'Bearer ' and this server's key",
+                kind="authentication_error",
+                code="invalid_api_key",
+            )
+
+    # ---- a chat completion
+
+    async def chat_completions(self, http: Request) -> Response:
+        ticket, leave = self._enter()
+        try:
+            response = await self._answer(http, ticket, leave)
+        except BaseException as error:
+            leave()
+            status = error.status if isinstance(error, ApiError) else 500
+            self.metrics.requests.labels(status).inc()
+            raise
+        self.metrics.requests.labels(response.status_code).inc()
+        if not isinstance(response, EventStream):
+            leave()
+        return response
+
+    def _enter(self) -> tuple[Ticket, Callable[[], None]]:
+        """A ticket, and what gives it back. Raises ApiError (429) where every place is taken."""
+        if self._places == 0:
+            self.metrics.requests.labels(429).inc()
+            raise ApiError(
+                429,
+                "too many requests wait already; try again",
+                kind="rate_limit_error",
+                code="queue_full",
+                headers={"retry-after": "1"},
+            )
+        loop = asyncio.get_running_loop()
+        came = loop.time()
+        ticket = Ticket(came + self._limits.timeout)
+        self._places -= 1
+        self.metrics.active.inc()
+
+        def leave() -> None:
+            if ticket.job is not None:
+                ticket.job.cancelled = True  # frees the row of an answer that nobody waits for
+            self._places += 1
+            self.metrics.active.dec()
+            self.metrics.seconds.observe(loop.time() - came)
+
+        return ticket, leave
+
+    async def _answer(self, http: Request, ticket: Ticket, leave: Callable[[], None]) -> Response:
+        loop = asyncio.get_running_loop()
+        body = await self._body(http, ticket.deadline)
+
+        def deliver(event: str | Completion | Exception) -> None:
+            loop.call_soon_threadsafe(ticket.events.put_nowait, event)
+
+        listening = loop.run_in_executor(self._pool, self._listener.prepare, body, deliver)
+        request, ticket.job = await self._unless_gone(http, ticket, listening)
+        self.batcher.submit(ticket.job)
+        # A stream waits for its first piece too, so that what goes wrong before it has its own status.
+        event = await self._unless_gone(http, ticket, ticket.events.get())
+        answer = Answer(request.model, request.include_usage)
+        if isinstance(event, Exception):
+            raise _our_fault() from event
+        if request.stream:
+            return EventStream(self._stream(answer, event, ticket), ticket.deadline, leave)
+        assert isinstance(event, Completion)
+        self._count(event)
+        return JSONResponse(answer.whole(event))
+
+    async def _body(self, http: Request, deadline: float) -> bytes:
+        """The whole body. Raises ApiError (408, 413, 415); no more than the limit is ever held."""
+        if http.headers.get("content-encoding", "identity") != "identity":
+            raise ApiError(415, "a body with a Content-Encoding is not read; send it as it is")
+        if http.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise ApiError(415, "the body is JSON: it needs 'Content-Type: application/json'")
+        limit = self._limits.body_bytes
+        too_large = ApiError(413, f"the body is larger than {limit / 2**20:g} MiB", code="body_too_large")
+        if int(http.headers.get("content-length", 0)) > limit:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout_at(deadline):
+                async for part in http.stream():
+                    body += part
+                    if len(body) > limit:
+                        raise too_large
+        except TimeoutError:
+            raise ApiError(408, "the body did not come in time", kind="timeout_error") from None
+        except ClientDisconnect:
+            raise ApiError(_GONE, "the client has gone") from None
+        return bytes(body)
+
+    async def _unless_gone(self, http: Request, ticket: Ticket, wanted: Awaitable) -> Any:
+        """What `wanted` gives. Raises ApiError when the time is up (504) or the client has gone."""
+        future = asyncio.ensure_future(wanted)
+        # The body is read: all that can come from the client now is that it has gone.
+        gone = asyncio.ensure_future(http.receive())
+        try:
+            left = ticket.deadline - asyncio.get_running_loop().time()
+            await asyncio.wait({future, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if future.done():
+                return future.result()
+            if gone.done():
+                raise ApiError(_GONE, "the client has gone")
+            raise self._too_late()
+        finally:
+            future.cancel()
+            gone.cancel()
+
+    async def _stream(
+        self, answer: Answer, event: str | Completion | Exception, ticket: Ticket
+    ) -> AsyncIterator[str]:
+        """Server-sent events, the first made of `event`; an error ends the stream as an event of its own."""
+        yield _sse(answer.chunk({"role": "assistant", "content": ""}))
+        try:
+            while isinstance(event, str):
+                yield _sse(answer.chunk({"content": event}))
+                async with asyncio.timeout_at(ticket.deadline):
+                    event = await ticket.events.get()
+        except TimeoutError:
+            yield _sse(self._too_late().body)
+            return
+        if isinstance(event, Exception):
+            yield _sse(_our_fault().body)
+            return
+        self._count(event)
+        yield _sse(answer.chunk({}, event.finish_reason))
+        if answer.include_usage:
+            yield _sse(answer.usage_chunk(event))
+        yield "data: [DONE]\n\n"
+
+    def _too_late(self) -> ApiError:
+        return ApiError(
+            504, f"no answer within {self._limits.timeout:g} s", kind="timeout_error", code="timeout"
+        )
+
+    def _count(self, completion: Completion) -> None:
+        self.metrics.tokens.labels("prompt").inc(completion.prompt_tokens)
+        self.metrics.tokens.labels("completion").inc(completion.completion_tokens)
+
+
+def _sse(event: dict) -> str:
+    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+
+
+def _our_fault() -> ApiError:
+    return ApiError(500, "the server failed on this request; its log says why", kind="server_error")
+
+
+def create_app(service: Service) -> FastAPI:
+    """The routes and the errors' JSON around a service."""
+    app = FastAPI(lifespan=service.lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    private = [Depends(service.authorize)]
+    model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "diva"}
+    app.post("/v1/chat/completions", dependencies=private, response_model=None)(service.chat_completions)
+
+    @app.get("/v1/models", dependencies=private)
+    async def models() -> dict:
+        return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{name:path}", dependencies=private)
+    async def one_model(name: str) -> dict:
+        if name != service.name:
+            raise ApiError(
+                404, f"the model {name!r:.100} does not exist", param="model", code="model_not_found"
+            )
+        return model
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        alive = service.batcher.alive
+        return JSONResponse({"status": "ok" if alive else "failed"}, 200 if alive else 503)
+
+    @app.get("/metrics", dependencies=private)
+    async def metrics() -> Response:
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(ApiError)
+    async def told(http: Request, error: ApiError) -> JSONResponse:
+        close = {"connection": "close"} if error.status in _UNREAD else {}
+        return JSONResponse(error.body, error.status, headers=error.headers | close)
+
+    @app.exception_handler(HTTPException)
+    async def no_route(http: Request, error: HTTPException) -> JSONResponse:
+        shaped = ApiError(error.status_code, f"{http.method} {http.url.path:.100}: {error.detail}")
+        return JSONResponse(shaped.body, error.status_code, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def our_fault(http: Request, error: Exception) -> JSONResponse:
+        return JSONResponse(_our_fault().body, 500)
+
+    return app
