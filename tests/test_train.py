@@ -56,7 +56,12 @@ def test_a_run_leaves_what_it_promises(undisturbed: Path, tiny_release: Path):
     assert STEPS * 4 - 4 <= summary["clips_seen"] <= STEPS * 4
     assert len(summary["responses"]) == 2
     card = (undisturbed / "export" / "README.md").read_text()
-    for said in (f"{summary['val/kl']:.3f}", f"{summary['val/first_token_agreement']:.3f}", "CC0-1.0", "10 of 4"):
+    for said in (
+        f"{summary['val/kl']:.3f}",
+        f"{summary['val/first_token_agreement']:.3f}",
+        "CC0-1.0",
+        "10 of 4",
+    ):
         assert f"| {said} |" in card or said in card
     assert summary["responses"][0]["question"] in card
     assert (undisturbed / "skipped.tsv").is_file()
@@ -85,7 +90,8 @@ def test_validation_figures_are_means_over_the_held_out_clips(undisturbed: Path,
         teacher = model.logits(model.teacher_states(ids.unsqueeze(0), torch.tensor([len(ids)])))[0]
         facing = v[len(v) - len(ids) :]
         aligned += [
-            int((x - embeddings.float()).norm(dim=1).argmin()) == int(t) for x, t in zip(facing, ids, strict=True)
+            int((x - embeddings.float()).norm(dim=1).argmin()) == int(t)
+            for x, t in zip(facing, ids, strict=True)
         ]
         agreement.append(int(student.argmax()) == int(teacher.argmax()))
         p, q = teacher.softmax(0), student.softmax(0)
