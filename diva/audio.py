@@ -4,6 +4,7 @@ Everything downstream speaks of samples at 16 kHz, mel frames of 10 ms (T) and e
 """
 
 import io
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +29,8 @@ TAIL_SECONDS = 1.0
 # Frames past the last valid one that the two convolutions look at: 2 mel frames, here with room to spare.
 # They are always present as silence, so a clip's frames do not depend on the batch it is in.
 _MARGIN_SAMPLES = 4 * HOP_SAMPLES
+# A rate that shares no factor with 16 kHz wants a resampling filter of gigabytes; real ones want far less.
+_MAX_FILTER_TAPS = 4_000_000
 # Peak below which a clip is silence: -60 dB of full scale.
 SILENCE_PEAK = 1e-3
 
@@ -62,6 +65,8 @@ def to_mono_16khz(samples: np.ndarray, rate: int, name: str = "array") -> np.nda
         raise AudioFault("damaged audio", f"{name} holds samples that are not finite")
     waveform = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
     if rate != SAMPLE_RATE:
+        if rate * SAMPLE_RATE / math.gcd(rate, SAMPLE_RATE) ** 2 > _MAX_FILTER_TAPS:
+            raise AudioFault("damaged audio", f"{name} has a sampling rate of {rate} Hz")
         waveform = _resampler(rate)(waveform)
     if waveform.abs().max() < SILENCE_PEAK:
         raise AudioFault("silence", f"{name} never rises above {SILENCE_PEAK:g} of full scale")

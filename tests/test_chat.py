@@ -141,6 +141,7 @@ def test_a_clip_may_come_in_any_form():
         (np.zeros((2, 3, 4)), 16_000, "damaged audio"),
         (np.array(["a"]), 16_000, "damaged audio"),
         (np.ones(16_000), 0, "damaged audio"),
+        (np.ones(16_000), 262_139, "damaged audio"),
         (np.ones(700 * 16_000, dtype=np.float32), 16_000, "too long"),
         (np.zeros(0), 16_000, "zero length"),
     ],

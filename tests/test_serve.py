@@ -569,6 +569,7 @@ def test_a_client_that_goes_frees_its_row_and_stalls_nobody(slow_server, model):
     list(call(max_tokens=2))
     assert time.monotonic() - start < 2
     until(lambda: metrics(client)["diva_active_requests"] == 0)
+    assert metrics(client)['diva_requests_total{status="499"}'] == 1
 
 
 def pair(call, limits: tuple[int, int]) -> list[openai.Stream]:
