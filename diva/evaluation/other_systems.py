@@ -1,0 +1,142 @@
+"""Systems of other people: any audio LLM of transformers, any endpoint of OpenAI's protocol."""
+
+import base64
+import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import soundfile
+import torch
+from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+from diva.audio import SAMPLE_RATE
+from diva.errors import UserError
+from diva.evaluation.labels import which_label
+from diva.evaluation.samples import Instruction, Sample
+from diva.evaluation.systems import Labels, chat, greedy
+from diva.pretrained import resolve
+
+
+class TransformersAudio:
+    """An audio LLM with transformers' Auto classes and chat template.
+
+    One clip at a time: models differ in how they pad, and in some a batch changes the answers.
+    """
+
+    hears = True
+    whisper = None
+
+    def __init__(self, model: str, dtype: str | None = None, trust_remote_code: bool = False):
+        folder = resolve(model)
+        cuda = torch.cuda.is_available()
+        try:
+            self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            self.model = AutoModelForMultimodalLM.from_pretrained(
+                folder,
+                trust_remote_code=trust_remote_code,
+                dtype=dtype or ("auto" if cuda else "float32"),
+                device_map="cuda" if cuda else None,
+            ).eval()
+        except ValueError as error:  # transformers' own words name what the model is, and what would do
+            raise UserError(f"{model} is no audio LLM that transformers can load: {error}") from error
+        self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        self.identity = {"model": model, "dtype": str(self.model.dtype)}
+
+    @property
+    def reader(self) -> "TransformersAudio":
+        return self
+
+    def answer(
+        self, samples: Sequence[Sample], instruction: Instruction, max_new_tokens: int, labels: Labels = None
+    ) -> list[str]:
+        clips = [{"type": "audio", "audio": sample.waveform} for sample in samples]
+        return [self._say(clip, instruction, max_new_tokens, labels) for clip in clips]
+
+    def read(
+        self, texts: Sequence[str], instruction: Instruction, max_new_tokens: int, labels: Labels = None
+    ) -> list[str]:
+        parts = [{"type": "text", "text": text} for text in texts]
+        return [self._say(part, instruction, max_new_tokens, labels) for part in parts]
+
+    def _say(
+        self, part: Mapping[str, Any], instruction: Instruction, max_new_tokens: int, labels: Labels
+    ) -> str:
+        inputs = self.processor.apply_chat_template(
+            _typed(chat(instruction, part)),
+            tokenize=True,
+            return_dict=True,
+            add_generation_prompt=True,
+            return_tensors="pt",
+            sampling_rate=SAMPLE_RATE,
+        ).to(self.model.device)
+        return greedy(self.model, self.tokenizer, inputs, max_new_tokens, labels)[0]
+
+
+class OpenAIEndpoint:
+    """A server of OpenAI's chat completions that takes `input_audio`. Its answers are not restricted to labels: the
+    label that an answer is or begins with counts, and an answer without one has failed."""
+
+    hears = True
+    whisper = None
+
+    def __init__(self, model: str, base_url: str, key_variable: str, timeout_seconds: float):
+        try:
+            from openai import OpenAI
+        except ImportError as error:
+            raise UserError("system=openai needs its client: pip install openai") from error
+        key = os.environ.get(key_variable)
+        if not key and "api.openai.com" in base_url:
+            raise UserError(f"system=openai needs a key: set {key_variable}")
+        # A server of one's own asks for no key, the client for any.
+        self.client = OpenAI(base_url=base_url, api_key=key or "none", timeout=timeout_seconds)
+        self.identity = {"model": model, "base_url": base_url}
+
+    @property
+    def reader(self) -> "OpenAIEndpoint":
+        return self
+
+    def answer(
+        self, samples: Sequence[Sample], instruction: Instruction, max_new_tokens: int, labels: Labels = None
+    ) -> list[str]:
+        parts = [{"type": "input_audio", "input_audio": _wav(sample)} for sample in samples]
+        return [self._say(part, instruction, max_new_tokens, labels) for part in parts]
+
+    def read(
+        self, texts: Sequence[str], instruction: Instruction, max_new_tokens: int, labels: Labels = None
+    ) -> list[str]:
+        parts = [{"type": "text", "text": text} for text in texts]
+        return [self._say(part, instruction, max_new_tokens, labels) for part in parts]
+
+    def _say(
+        self, part: Mapping[str, Any], instruction: Instruction, max_new_tokens: int, labels: Labels
+    ) -> str:
+        reply = self.client.chat.completions.create(
+            model=self.identity["model"],
+            messages=chat(instruction, part),  # type: ignore[arg-type]
+            max_tokens=max_new_tokens,
+            temperature=0.0,
+        )
+        text = (reply.choices[0].message.content or "").strip()
+        if labels is None:
+            return text
+        label = which_label(text, labels)
+        if label is None:
+            raise RuntimeError(f"no label in the answer {text!r}")
+        return label
+
+
+def _typed(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every content as a list of parts, which some templates ask for."""
+    parts = [
+        [{"type": "text", "text": m["content"]}] if isinstance(m["content"], str) else m["content"]
+        for m in messages
+    ]
+    return [{**m, "content": content} for m, content in zip(messages, parts, strict=True)]
+
+
+def _wav(sample: Sample) -> dict[str, str]:
+    assert sample.waveform is not None
+    file = io.BytesIO()
+    soundfile.write(file, sample.waveform, SAMPLE_RATE, format="WAV")
+    return {"data": base64.b64encode(file.getvalue()).decode(), "format": "wav"}

@@ -1,0 +1,93 @@
+"""What an evaluation leaves behind: results.json beside samples.jsonl."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diva.errors import UserError
+from diva.evaluation.intervals import Interval, bootstrap, wilson
+from diva.evaluation.metrics import Measure, Metric, Unavailable, mean
+from diva.evaluation.samples import Answer
+
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric of a system on a task."""
+
+    metric: str
+    value: float | None  # None where it cannot be had; `note` says why
+    n: int  # answers that it rests on
+    errors: int  # answers that failed, in it or not
+    interval: Interval | None  # 95% bootstrap over the samples
+    wilson: Interval | None = None  # 95%, of a share; unlike the bootstrap it is sound at 0 and 1
+    failures_as_zero: float | None = None  # a mean in which failed answers count as 0, where there are any
+    note: str = ""
+
+
+def figures(answers: Sequence[Answer], metrics: Sequence[Metric]) -> list[Figure]:
+    """Every metric of the answers; the first with a value is the headline."""
+    found = []
+    for metric in metrics:
+        try:
+            found.append(_figure(metric.name, metric.measure(answers), answers))
+        except Unavailable as reason:
+            found.append(Figure(metric.name, None, 0, _errors(answers), None, note=str(reason)))
+    return found
+
+
+def _figure(name: str, measure: Measure, answers: Sequence[Answer]) -> Figure:
+    kept = ~np.isnan(measure.rows.astype(float)).any(axis=1)
+    value = measure.value(measure.rows)
+    if math.isnan(value):
+        return Figure(name, None, 0, _errors(answers), None, note="every answer failed")
+    left_out = len(kept) - int(kept.sum())
+    as_zero = value * int(kept.sum()) / len(kept) if left_out and measure.value is mean else None
+    interval = bootstrap(Measure(measure.rows[kept], measure.value))
+    is_share = measure.value is mean and bool(np.isin(measure.rows[kept], (0, 1)).all())
+    share = wilson(int(measure.rows[kept].sum()), int(kept.sum())) if is_share else None
+    return Figure(name, value, int(kept.sum()), _errors(answers), interval, share, as_zero, measure.note)
+
+
+def _errors(answers: Sequence[Answer]) -> int:
+    return sum(answer.prediction is None for answer in answers)
+
+
+def headline(of: Sequence[Figure]) -> Figure:
+    """The first figure that could be had, or the first."""
+    return next((figure for figure in of if figure.value is not None), of[0])
+
+
+def by_group(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, dict[str, Any]]:
+    """The headline of each group of answers by itself; nothing where there are no groups."""
+    groups = sorted({answer.group for answer in answers if answer.group is not None})
+    parts = {group: [answer for answer in answers if answer.group == group] for group in groups}
+    return {group: asdict(headline(figures(part, metrics))) for group, part in parts.items()}
+
+
+def digest(value: Any) -> str:
+    """Twelve hexadecimal digits that stand for a plain value."""
+    return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
+
+
+def write_results(folder: Path, values: dict[str, Any]) -> None:
+    """results.json, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"{RESULTS}.part"
+    unfinished.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.replace(folder / RESULTS)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The results.json in a folder. Raises UserError where there is none."""
+    try:
+        return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no readable {RESULTS}: {error}") from error

@@ -1,0 +1,160 @@
+"""Puts a task to a system. Answers are written as they come, so that a killed evaluation continues."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from diva.data.manifest import Manifest
+from diva.errors import AudioFault, UserError
+from diva.evaluation.samples import Answer, Instruction, Sample
+from diva.evaluation.systems import System
+
+SAMPLES = "samples.jsonl"
+# So many clips are decoded at a time, so that batches can be of like length.
+_BATCHES_AT_ONCE = 16
+# Of failures one after the other: then it is the system that fails, not its samples.
+_FAILURES_IN_A_ROW = 20
+
+
+class Runner:
+    """One task put to one system; `run` as often as it takes."""
+
+    def __init__(
+        self,
+        system: System,
+        instruction: Instruction,
+        max_new_tokens: int,
+        labels: Sequence[str] | None,
+        folder: Path,
+        batch_size: int,
+        title: str,
+    ):
+        self.system = system
+        self.instruction = instruction
+        self.max_new_tokens = max_new_tokens
+        self.labels = labels
+        self.file = folder / SAMPLES
+        self.batch_size = batch_size
+        self.title = title
+        self._failed_in_a_row = 0
+
+    def run(self, manifest: Manifest, samples: Sequence[Sample], retry_failed: bool = False) -> list[Answer]:
+        """An answer for every sample, in their order; those in samples.jsonl are not asked for again.
+
+        A sample that fails is an Answer with its error. Raises UserError for what the user can mend, and where
+        so many fail in a row that the system must be at fault.
+        """
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        known = {a.id: a for a in read_answers(self.file) if not (retry_failed and a.error)}
+        rest = [sample for sample in samples if sample.id not in known]
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
+        )  # fmt: skip
+        with (
+            self.file.open("a", encoding="utf-8") as file,
+            Progress(*columns, console=Console(stderr=True)) as bar,
+        ):
+            shown = bar.add_task(self.title, total=len(samples), completed=len(samples) - len(rest))
+            for answers in self._answers(manifest, rest):
+                known |= {answer.id: answer for answer in answers}
+                file.writelines(map(_line, answers))
+                file.flush()
+                bar.advance(shown, len(answers))
+                self._check(answers)
+        return [known[sample.id] for sample in samples]
+
+    def _answers(self, manifest: Manifest, samples: Sequence[Sample]) -> Iterator[list[Answer]]:
+        """Answers in batches of like length."""
+        size = self.batch_size * _BATCHES_AT_ONCE
+        for start in range(0, len(samples), size):
+            heard: list[tuple[int, Sample]] = []
+            for sample in samples[start : start + size]:
+                if not self.system.hears:
+                    heard.append((len(sample.transcript or ""), sample))
+                    continue
+                try:
+                    waveform = manifest.waveform(sample.row)
+                    heard.append((len(waveform), dataclasses.replace(sample, waveform=waveform)))
+                except AudioFault as fault:
+                    yield [_answer(sample, None, str(fault))]
+            heard.sort(key=lambda pair: pair[0])
+            for first in range(0, len(heard), self.batch_size):
+                yield self._batch([sample for _, sample in heard[first : first + self.batch_size]])
+
+    def _batch(self, samples: Sequence[Sample]) -> list[Answer]:
+        """The batch's answers; where it fails, each sample's own."""
+        try:
+            said = self.system.answer(samples, self.instruction, self.max_new_tokens, self.labels)
+        except AudioFault as fault:
+            if len(samples) == 1:
+                return [_answer(samples[0], None, str(fault))]
+        except UserError:
+            raise
+        except Exception as error:  # whatever a model, a server or a clip can do wrong: told in the results
+            if len(samples) == 1:
+                return [_answer(samples[0], None, f"{type(error).__name__}: {' '.join(str(error).split())}")]
+        else:
+            return [_answer(sample, text) for sample, text in zip(samples, said, strict=True)]
+        return [answer for sample in samples for answer in self._batch([sample])]
+
+    def _check(self, answers: Sequence[Answer]) -> None:
+        for answer in answers:
+            self._failed_in_a_row = self._failed_in_a_row + 1 if answer.error else 0
+            if self._failed_in_a_row == _FAILURES_IN_A_ROW:
+                raise UserError(
+                    f"{_FAILURES_IN_A_ROW} samples in a row have failed, the last with: {answer.error}; mend that,"
+                    " and run the same command with retry_failed=true"
+                )
+
+
+class _Rate(ProgressColumn):
+    """Samples per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+
+def _answer(sample: Sample, prediction: str | None, error: str | None = None) -> Answer:
+    return Answer(sample.id, prediction, sample.references, error, sample.transcript, sample.group)
+
+
+def _line(answer: Answer) -> str:
+    return json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n"
+
+
+def write_answers(file: Path, answers: Sequence[Answer]) -> None:
+    """A samples.jsonl as a run would have left it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(map(_line, answers)), encoding="utf-8")
+
+
+def read_answers(file: Path) -> list[Answer]:
+    """The answers in a samples.jsonl, the last one for each sample; a line cut short by a kill is removed."""
+    if not file.is_file():
+        return []
+    lines = file.read_bytes().split(b"\n")
+    whole, torn = lines[:-1], lines[-1]
+    if torn:
+        os.truncate(file, file.stat().st_size - len(torn))
+    answers: dict[str, Answer] = {}
+    for number, line in enumerate(whole, start=1):
+        try:
+            values = json.loads(line)
+            answers[values["id"]] = Answer(**values | {"references": tuple(values["references"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{file}, line {number} cannot be read ({error}); remove the file") from error
+    return list(answers.values())

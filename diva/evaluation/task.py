@@ -1,0 +1,93 @@
+"""A benchmark: whose clips, what is asked, what counts as right. One YAML file in `configs/task` each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+from diva.data.manifest import Corpus, Manifest
+from diva.errors import UserError
+from diva.evaluation.metrics import Metric
+from diva.evaluation.samples import Instruction, Sample
+
+
+@dataclass
+class Task:
+    """What `configs/task/base.yaml` explains, checked. Raises UserError for fields that contradict each other."""
+
+    name: str
+    version: int  # goes up with every change that moves numbers
+    corpus: Callable[[], Corpus]  # opened only where the clips are needed
+    split: str
+    reference: str  # column with what counts as right
+    metrics: Sequence[Metric]  # the first that can be had is the headline
+    separator: str | None = None  # between alternatives in the reference column
+    id: str = "clip_id"  # column
+    transcript: bool = True  # whether the corpus's text is what is said
+    group: str | None = None  # column whose values are also scored one by one
+    system_prompt: str | None = None
+    question: str | None = None
+    labels: dict[str, str] | None = None  # what a model may say -> what the data call it
+    max_new_tokens: int = 64
+    max_samples: int | None = None
+    variant: str | None = None  # which of `variants` this is
+    variants: Mapping[str, str] = field(default_factory=dict)  # its name in the data -> a readable one
+
+    def __post_init__(self) -> None:
+        if self.variants and self.variant not in self.variants:
+            raise UserError(f"task.variant={self.variant} is none of {', '.join(self.variants)}")
+        if not self.metrics:
+            raise UserError(f"the task {self.name} has no metric; name at least one in task.metrics")
+        if self.labels is not None and len(set(self.labels.values())) < len(self.labels):
+            raise UserError(f"two of the task's labels mean the same: {dict(self.labels)}")
+
+    @property
+    def full_name(self) -> str:
+        return self.name if self.variant is None else f"{self.name}_{self.variant}"
+
+    @property
+    def instruction(self) -> Instruction:
+        return Instruction(self.system_prompt, self.question)
+
+    def open(self) -> Manifest:
+        """The manifest of the task's split. Raises UserError as its corpus does."""
+        return self.corpus().manifest(self.split)
+
+    def samples(self, manifest: Manifest) -> list[Sample]:
+        """The clips that have a reference, in the corpus's order. Raises UserError for a column that is missing."""
+        columns = [manifest.column(name) for name in (self.id, self.reference, self.group or "clip_id")]
+        found = []
+        for row, (name, reference, group) in enumerate(zip(*columns, strict=True)):
+            references = self._alternatives(reference)
+            if references:
+                said = manifest.text(row) if self.transcript else None
+                found.append(Sample(name, row, references, said, group if self.group else None))
+        if not found:
+            raise UserError(f"no clip of {manifest.origin} has a value in the column {self.reference!r}")
+        self._check(found, manifest.origin)
+        return found[: self.max_samples]
+
+    def _alternatives(self, cell: str) -> tuple[str, ...]:
+        parts = [cell] if self.separator is None else cell.split(self.separator)
+        return tuple(part.strip() for part in parts if part.strip())
+
+    def _check(self, samples: Sequence[Sample], origin: str) -> None:
+        ids = {sample.id for sample in samples}
+        if len(ids) < len(samples):
+            raise UserError(
+                f"{origin}: the column {self.id!r} names several clips alike; choose another task.id"
+            )
+        if self.labels is not None:
+            unknown = {s.references[0] for s in samples} - set(self.labels.values())
+            if unknown:
+                raise UserError(
+                    f"{origin}: the column {self.reference!r} holds {', '.join(map(repr, sorted(unknown)))}, which"
+                    f" task.labels does not know: {dict(self.labels)}"
+                )
+
+
+def data_hash(samples: Sequence[Sample]) -> str:
+    """A digest of what is asked and what counts as right: two results can be compared where it is the same."""
+    digest = sha256()
+    for sample in samples:
+        digest.update(f"{sample.id}\t{sample.transcript}\t{sample.references}\n".encode())
+    return digest.hexdigest()[:12]

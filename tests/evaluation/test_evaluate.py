@@ -1,0 +1,186 @@
+"""The command, in real subprocesses: a tiny export end to end, killed and continued, and files of answers."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from diva.cli import check_overrides, make
+from diva.errors import UserError
+from diva.evaluate import evaluate
+from diva.evaluation.results import read_results, write_results
+from diva.evaluation.runner import SAMPLES, read_answers, write_answers
+from diva.evaluation.samples import Answer
+from diva.evaluation.systems import Diva
+from diva.evaluation.tables import tables
+from tests.command_line import command, environment, run
+
+
+def asking(release: Path, **changes) -> list[str]:
+    """Overrides: say what is said, in the tiny release."""
+    given = {
+        "task.corpus._target_": "diva.data.common_voice.CommonVoice",
+        "task.corpus.root": release,
+        "task.split": "train",
+        "task.reference": "text",
+        "task.max_new_tokens": 16,
+        "batch_size": 2,
+    } | changes
+    return [f"{key}={value}" for key, value in given.items()]
+
+
+def in_process(overrides: list[str], choice: str) -> list[Path]:
+    """As the command does it, without its start."""
+    config = check_overrides("evaluate", overrides)
+    return evaluate(config, choice)
+
+
+@pytest.mark.integration
+def test_killed_and_continued_it_gives_every_system_its_row(export, tiny_release, tmp_path, shared_cache):
+    arguments = [f"system={export}", *asking(tiny_release)]
+    process = subprocess.Popen(
+        command("diva.evaluate", *arguments), cwd=tmp_path, env=environment(shared_cache),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    folder = tmp_path / "runs/evaluate/spoken_mini_qa"
+    while process.poll() is None and not any(file.stat().st_size for file in folder.glob(f"*/{SAMPLES}")):
+        time.sleep(0.01)
+    process.kill()
+    _, said = process.communicate()
+    (samples,) = folder.glob(f"diva-*/{SAMPLES}")
+    before = samples.read_bytes().split(b"\n")[0]
+    assert before, said
+    assert not (samples.parent / "results.json").exists()
+
+    done = run("diva.evaluate", *arguments, cache=shared_cache, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert samples.read_bytes().split(b"\n")[0] == before
+    answers = read_answers(samples)
+    assert len(answers) == 22
+    assert len(samples.read_text().splitlines()) == 22
+
+    # What the model says without any of this.
+    of = make(check_overrides("evaluate", [*asking(tiny_release), "system.model=x"]).task)
+    manifest = of.open()
+    clips = {s.id: manifest.waveform(s.row) for s in of.samples(manifest)}
+    generate = Diva(str(export)).model.generate
+    for answer in answers[:4]:
+        assert answer.prediction == generate([clips[answer.id]], max_new_tokens=16)[0].strip()
+
+    found = [read_results(path.parent) for path in folder.glob("*/results.json")]
+    assert {values["role"] for values in found} == {"system", "ceiling", "cascade"}
+    for values in found:
+        assert (values["metric"], values["n"], values["errors"]) == ("contains_answer", 22, 0)
+        assert values["interval"][0] <= values["value"] <= values["interval"][1]
+        assert values["revision"]
+        assert len(values["task_hash"]) == len(values["data_hash"]) == 12
+        assert values["config"]["task"]["name"] == "spoken_mini_qa"
+    for row in ("ceiling", "diva", "cascade"):
+        assert row in done.stdout
+    assert tables([folder]).strip() == done.stdout.strip()
+
+
+@pytest.mark.integration
+def test_misspelt_and_missing_things_are_one_line(tmp_path, shared_cache):
+    done = run("diva.evaluate", "task=spoken_mini_qaa", "system=teacher", cache=shared_cache, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "diva: there is no task=spoken_mini_qaa; did you mean 'spoken_mini_qa'?"
+
+
+# ---- files of answers
+
+
+@pytest.fixture
+def predictions(tiny_release, tmp_path) -> Path:
+    of = make(check_overrides("evaluate", [*asking(tiny_release), "system.model=x"]).task)
+    samples = of.samples(of.open())
+    rows = [
+        {"id": s.id, "prediction": s.references[0] if i % 2 else "no idea"} for i, s in enumerate(samples)
+    ]
+    rows[0]["prediction"] = None
+    file = tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_a_file_is_scored_against_the_task(predictions, tiny_release, tmp_path, capsys):
+    overrides = [*asking(tiny_release), "system=predictions", f"predictions={predictions}", "name=theirs"]
+    (folder,) = in_process([*overrides, f"folder={tmp_path / 'out'}"], "predictions")
+    values = read_results(folder)
+    assert (values["system"], values["value"], values["n"], values["errors"]) == ("theirs", 11 / 21, 21, 1)
+    assert values["failures_as_zero"] == pytest.approx(11 / 22)
+    table = capsys.readouterr().out
+    assert "| text LLM, true transcript (ceiling) | not run |" in table
+    assert "| Whisper, then the LLM (cascade) | not run |" in table
+
+
+def test_a_file_of_another_split_is_refused(predictions, tiny_release, tmp_path):
+    overrides = [*asking(tiny_release, **{"task.split": "dev"}), "system=predictions", "name=theirs"]
+    with pytest.raises(UserError, match="lacks samples of the task: 6 of them"):
+        in_process([*overrides, f"predictions={predictions}", f"folder={tmp_path / 'out'}"], "predictions")
+
+
+def test_the_authors_lines_are_scored_without_the_data(tmp_path):
+    file = tmp_path / "default_outs.txt"
+    said = [("Yes", 1)] * 243 + [("Yes", 0)] * 225 + [("No", 0)] * 102 + [("No", 1)] * 120
+    file.write_text(
+        "".join(f'{i}[SEP_DIAL]"""{s}"""[SEP_DIAL]{score}\n' for i, (s, score) in enumerate(said))
+    )
+    overrides = ["task=mustard", "system=predictions", f"predictions={file}", "references=file", "name=DiVA"]
+    (folder,) = in_process([*overrides, f"folder={tmp_path / 'out'}"], "predictions")
+    values = read_results(folder)
+    assert (values["metric"], round(values["value"], 4), values["n"]) == ("f1_yes", 0.5978, 690)
+    assert round(values["figures"][1]["value"], 4) == 0.5261
+    assert values["references"] == "file"
+
+
+def test_recorded_scores_of_question_answering_are_averaged(tmp_path):
+    file = tmp_path / "usa_outs.txt"
+    file.write_text(
+        'a[SEP_DIAL]"""x"""[SEP_DIAL]0.25\nb[SEP_DIAL]"""y"""[SEP_DIAL]0.5\n'
+        'c[SEP_DIAL]"""ERROR IN PROCESSING"""[SEP_DIAL]NA\n'
+    )
+    overrides = ["task=sdqa", "system=predictions", f"predictions={file}", "references=file", "name=DiVA"]
+    (folder,) = in_process([*overrides, f"folder={tmp_path / 'out'}"], "predictions")
+    values = read_results(folder)
+    assert (values["metric"], values["value"], values["n"], values["errors"]) == ("pedants", 0.375, 2, 1)
+    assert "recorded" in values["note"]
+
+
+# ---- tables
+
+
+def result(folder: Path, role: str, right: list[bool], **changes) -> None:
+    """A results.json with answers, as an evaluation leaves them."""
+    task = {"metrics": [{"_target_": "diva.evaluation.metrics.ExactMatch"}]}
+    values = {
+        "task": "t", "metric": "exact_match", "value": sum(right) / len(right), "interval": None, "wilson": None,
+        "n": len(right), "errors": 0, "role": role, "system": role, "groups": {}, "figures": [],
+        "task_hash": "1", "data_hash": "2", "config": {"task": task},
+    }  # fmt: skip
+    write_results(folder, values | changes)
+    write_answers(
+        folder / SAMPLES, [Answer(str(i), "x" if good else "y", ("x",)) for i, good in enumerate(right)]
+    )
+
+
+def test_the_gap_is_measured_on_the_same_samples(tmp_path):
+    result(tmp_path / "a", "ceiling", [True] * 8 + [False] * 2)
+    result(tmp_path / "b", "system", [True] * 5 + [False] * 5)
+    text = tables([tmp_path])
+    assert "| system | 0.500 |  | 10 | 0 | -0.300 [-0.600, " in text
+    assert text.index("ceiling") < text.index("| system") < text.index("cascade")
+
+
+def test_results_of_other_data_or_tasks_do_not_share_a_table(tmp_path):
+    result(tmp_path / "a", "ceiling", [True, False])
+    result(tmp_path / "b", "system", [True, False], data_hash="3")
+    with pytest.raises(UserError, match="data_hash differs"):
+        tables([tmp_path])
+
+
+def test_no_results_are_no_table(tmp_path):
+    with pytest.raises(UserError, match="no results"):
+        tables([tmp_path])

@@ -1,0 +1,139 @@
+"""Files of answers: both formats, and every way in which one belongs to other samples than it says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diva.errors import UserError
+from diva.evaluation.metrics import F1, Accuracy, SentenceBleu
+from diva.evaluation.predictions import by_themselves, check_scores, match, read_predictions
+from diva.evaluation.results import figures
+from diva.evaluation.samples import Sample
+
+LABELS = {"Yes": "true", "No": "false"}
+GOLD = ["true", "false", "false", "true", "true", "false"]
+SAID = ["Yes", "Yes", "No", "No", "Yes", "No"]
+SAMPLES = [Sample(str(i), i, (gold,), None) for i, gold in enumerate(GOLD)]
+METRICS = [F1(LABELS, "Yes"), Accuracy(LABELS)]
+
+
+def authors_file(path: Path, said=SAID, gold=GOLD, first=0) -> Path:
+    lines = [
+        f'{i}[SEP_DIAL]"""{s}"""[SEP_DIAL]{int(LABELS[s] == g)}'
+        for i, (s, g) in enumerate(zip(said, gold, strict=True), start=first)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_both_formats_are_read(tmp_path):
+    file = tmp_path / "x_outs.txt"
+    file.write_text(
+        'a1[SEP_DIAL]"""One[NEW_LINE]two """[SEP_DIAL]0.25\nb[SEP_DIAL]"""ERROR IN PROCESSING"""[SEP_DIAL]NA\n'
+    )
+    one, failed = read_predictions(file)
+    assert (one.id, one.prediction, one.score) == ("a1", "One\ntwo", 0.25)
+    assert (failed.prediction, failed.score) == (None, None)
+    rows = [{"id": 7, "prediction": "x", "reference": "y"}, {"id": "8", "prediction": None, "score": 1}]
+    seven, eight = read_predictions(jsonl(tmp_path / "x.jsonl", rows))
+    assert (seven.id, seven.prediction, seven.references) == ("7", "x", ("y",))
+    assert (eight.prediction, eight.references, eight.score) == (None, None, 1.0)
+
+
+def test_the_authors_file_against_the_task_and_by_itself(tmp_path):
+    file = authors_file(tmp_path / "outs.txt")
+    lines = read_predictions(file)
+    against_task = match(lines, SAMPLES, file)
+    check_scores(against_task, METRICS, file)
+    alone = by_themselves(lines, LABELS, file)
+    assert [a.references for a in alone] == [(gold,) for gold in GOLD]
+    for found in (figures(against_task, METRICS), figures(alone, METRICS)):
+        assert [f.value for f in found] == [pytest.approx(2 / 3), pytest.approx(4 / 6)]
+
+
+def test_a_wrong_label_map_is_caught(tmp_path):
+    file = authors_file(tmp_path / "outs.txt")
+    swapped = {"Yes": "false", "No": "true"}
+    answers = match(read_predictions(file), SAMPLES, file)
+    with pytest.raises(UserError, match=r"6 of 6.*task\.labels is wrong"):
+        check_scores(answers, [Accuracy(swapped)], file)
+    with pytest.raises(UserError, match="among the task's labels"):
+        figures(answers, [Accuracy({"Yes": "sarcastic", "No": "sincere"})])
+
+
+def test_shuffled_ids_are_caught_by_recorded_scores(tmp_path):
+    lines = authors_file(tmp_path / "outs.txt").read_text().splitlines()
+    ids, rest = zip(*(line.split("[SEP_DIAL]", 1) for line in lines), strict=True)
+    file = tmp_path / "shuffled.txt"
+    file.write_text("".join(f"{i}[SEP_DIAL]{r}\n" for i, r in zip(ids[::-1], rest, strict=True)))
+    answers = match(read_predictions(file), SAMPLES, file)
+    with pytest.raises(UserError, match="shuffled or shifted"):
+        check_scores(answers, METRICS, file)
+
+
+def test_shuffled_ids_are_caught_by_references(tmp_path):
+    rows = [
+        {"id": str(i), "prediction": said, "reference": gold}
+        for i, (said, gold) in enumerate(zip(SAID, [*GOLD[1:], GOLD[0]], strict=True))
+    ]
+    file = jsonl(tmp_path / "x.jsonl", rows)
+    with pytest.raises(UserError, match=r"line 1: the reference of 0 is 'false', in the task it is 'true'"):
+        match(read_predictions(file), SAMPLES, file)
+
+
+@pytest.mark.parametrize("first", [1, -1])
+def test_a_file_that_counts_from_elsewhere_is_caught(tmp_path, first):
+    file = authors_file(tmp_path / "outs.txt", first=first)
+    with pytest.raises(UserError, match="1 of them"):
+        match(read_predictions(file), SAMPLES, file)
+
+
+def test_a_file_off_by_one_line_is_caught(tmp_path):
+    """Its ids are right and complete, its lines one sample late."""
+    file = authors_file(tmp_path / "outs.txt", [SAID[-1], *SAID[:-1]], [GOLD[-1], *GOLD[:-1]])
+    answers = match(read_predictions(file), SAMPLES, file)
+    with pytest.raises(UserError, match="shuffled or shifted"):
+        check_scores(answers, METRICS, file)
+
+
+def test_translations_of_other_sentences_are_caught(tmp_path):
+    texts = [
+        "ein guter Tag im Mai",
+        "die Katze liegt auf dem Sofa",
+        "wir gehen heute nach Hause",
+        "es regnet den ganzen Tag",
+    ]
+    samples = [Sample(str(i), i, (text,), None) for i, text in enumerate(texts)]
+    late = [texts[-1], *texts[:-1]]
+    rows = [{"id": str(i), "prediction": text, "score": 100.0} for i, text in enumerate(late)]
+    file = jsonl(tmp_path / "x.jsonl", rows)
+    with pytest.raises(UserError, match="4 of 4"):
+        check_scores(match(read_predictions(file), samples, file), [SentenceBleu("de")], file)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("no json\n", "line 1 is neither"),
+        ('{"id": "a"}\n', "line 1 is neither"),
+        ('{"id": "a", "prediction": "x"}\n{"id": "a", "prediction": "y"}\n', "lines 1 and 2"),
+        ('a[SEP_DIAL]"""x"""[SEP_DIAL]good\n', "line 1 is neither"),
+    ],
+)
+def test_files_that_cannot_be_read_are_named_with_their_line(tmp_path, text, problem):
+    file = tmp_path / "p.jsonl"
+    file.write_text(text)
+    with pytest.raises(UserError, match=problem):
+        read_predictions(file)
+
+
+def test_a_file_that_does_not_say_what_is_right_needs_the_task(tmp_path):
+    file = jsonl(tmp_path / "x.jsonl", [{"id": "a", "prediction": "x"}])
+    with pytest.raises(UserError, match="references=task"):
+        by_themselves(read_predictions(file), None, file)
