@@ -58,10 +58,16 @@ def main() -> None:
 
 def newest_run(folder: Path) -> Path:
     """The run below `folder` that ended last. Raises UserError where there is none."""
-    ended = sorted(folder.glob("**/summary.json"), key=lambda file: file.stat().st_mtime)
+    ended = finished_runs(folder)
     if not ended:
         raise UserError(f"there is no finished run below {folder}/; train one with: make train")
-    return ended[-1].parent
+    return ended[0]
+
+
+def finished_runs(folder: Path) -> list[Path]:
+    """The runs below `folder` that have ended, the newest first."""
+    ended = sorted(folder.glob("**/summary.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return [file.parent for file in ended]
 
 
 def draw(run: Path) -> Path:

@@ -17,6 +17,7 @@ import numpy as np
 
 from diva.audio import to_waveform
 from diva.cli import exit_codes, quieten
+from diva.curves import finished_runs
 from diva.errors import AudioFault, UserError
 from diva.models.diva import DivaForConditionalGeneration
 from diva.models.load import load_model
@@ -220,8 +221,7 @@ def models(named: str | None, runs: Path) -> list[tuple[str, str]]:
 
     Raises UserError where there is neither.
     """
-    ended = sorted(runs.glob("**/summary.json"), key=lambda file: file.stat().st_mtime, reverse=True)
-    found = [(str(run.relative_to(runs)), str(run)) for run in (file.parent for file in ended)]
+    found = [(str(run.relative_to(runs)), str(run)) for run in finished_runs(runs)]
     if not found and named is None:
         raise UserError(f"there is no finished run below {runs}/; train one with: make train")
     return [(named, named), *(choice for choice in found if choice[1] != named)] if named else found

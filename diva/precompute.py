@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from diva.audio import SAMPLE_RATE, padded_samples, valid_frames
+from diva.audio import SAMPLE_RATE, pad_clips, valid_frames
 from diva.data.batch import transcript_tokens
 from diva.data.decoded import DecodedAudio
 from diva.data.manifest import Manifest
@@ -139,11 +139,7 @@ def _frames(model: DivaForConditionalGeneration, manifest: Manifest) -> dict[str
     device = model.prefix_ids.device
     frames: dict[int, Tensor] = {}
     for batch in track(list(_chunks(order)), description="the encoder listens", transient=True):
-        waveforms = [torch.from_numpy(manifest.waveform(clip)) for clip in batch]
-        samples = torch.tensor([len(wave) for wave in waveforms])
-        padded = torch.zeros(len(batch), padded_samples(int(samples.max()) / SAMPLE_RATE))
-        for row, wave in enumerate(waveforms):
-            padded[row, : len(wave)] = wave
+        padded, samples = pad_clips([manifest.waveform(clip) for clip in batch])
         encoded, mask = model.encoder(padded.to(device), samples.to(device))
         for clip, row, valid in zip(batch, encoded.cpu(), mask.sum(dim=1).tolist(), strict=True):
             frames[int(clip)] = row[:valid].clone()

@@ -42,7 +42,7 @@ def released_user_turn(tokenizer: PreTrainedTokenizerBase, system: str | None = 
         return prompt
     lines = [line for line in _around(tokenizer).split("\n") if line.strip()]
     prefix = [lines[0] + "\n", system, "\n" + lines[-1] + "\n"]
-    return Prompt([token for part in prefix for token in _encode(tokenizer, part)], prompt.suffix_ids)
+    return Prompt([token for part in prefix for token in encode(tokenizer, part)], prompt.suffix_ids)
 
 
 def _around(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -60,10 +60,11 @@ def chat_pieces(
     training, so nothing that is said aloud can merge with the template's tokens.
     """
     rendered, gap = _render(tokenizer, messages, add_generation_prompt)
-    return [_encode(tokenizer, piece) for piece in rendered.split(gap)]
+    return [encode(tokenizer, piece) for piece in rendered.split(gap)]
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text by itself, without BOS or EOS."""
     return tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
 
 

@@ -3,8 +3,9 @@
 import base64
 import io
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import soundfile
 import torch
@@ -18,14 +19,44 @@ from diva.evaluation.systems import Labels, chat, greedy
 from diva.pretrained import resolve
 
 
-class TransformersAudio:
+class _OneByOne(ABC):
+    """A model that hears and reads, one part of a user's turn at a time."""
+
+    hears = True
+    whisper = None
+    identity: dict[str, str]
+
+    @property
+    def reader(self) -> Self:
+        return self
+
+    def answer(
+        self, samples: Sequence[Sample], instruction: Instruction, max_new_tokens: int, labels: Labels = None
+    ) -> list[str]:
+        parts = [self._spoken(sample) for sample in samples]
+        return [self._say(part, instruction, max_new_tokens, labels) for part in parts]
+
+    def read(
+        self, texts: Sequence[str], instruction: Instruction, max_new_tokens: int, labels: Labels = None
+    ) -> list[str]:
+        parts = [{"type": "text", "text": text} for text in texts]
+        return [self._say(part, instruction, max_new_tokens, labels) for part in parts]
+
+    @abstractmethod
+    def _spoken(self, sample: Sample) -> dict[str, Any]:
+        """A clip as a part of a user's turn."""
+
+    @abstractmethod
+    def _say(
+        self, part: Mapping[str, Any], instruction: Instruction, max_new_tokens: int, labels: Labels
+    ) -> str: ...
+
+
+class TransformersAudio(_OneByOne):
     """An audio LLM with transformers' Auto classes and chat template.
 
     One clip at a time: models differ in how they pad, and in some a batch changes the answers.
     """
-
-    hears = True
-    whisper = None
 
     def __init__(self, model: str, dtype: str | None = None, trust_remote_code: bool = False):
         folder = resolve(model)
@@ -43,21 +74,8 @@ class TransformersAudio:
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         self.identity = {"model": model, "dtype": str(self.model.dtype)}
 
-    @property
-    def reader(self) -> "TransformersAudio":
-        return self
-
-    def answer(
-        self, samples: Sequence[Sample], instruction: Instruction, max_new_tokens: int, labels: Labels = None
-    ) -> list[str]:
-        clips = [{"type": "audio", "audio": sample.waveform} for sample in samples]
-        return [self._say(clip, instruction, max_new_tokens, labels) for clip in clips]
-
-    def read(
-        self, texts: Sequence[str], instruction: Instruction, max_new_tokens: int, labels: Labels = None
-    ) -> list[str]:
-        parts = [{"type": "text", "text": text} for text in texts]
-        return [self._say(part, instruction, max_new_tokens, labels) for part in parts]
+    def _spoken(self, sample: Sample) -> dict[str, Any]:
+        return {"type": "audio", "audio": sample.waveform}
 
     def _say(
         self, part: Mapping[str, Any], instruction: Instruction, max_new_tokens: int, labels: Labels
@@ -73,12 +91,9 @@ class TransformersAudio:
         return greedy(self.model, self.tokenizer, inputs, max_new_tokens, labels)[0]
 
 
-class OpenAIEndpoint:
+class OpenAIEndpoint(_OneByOne):
     """A server of OpenAI's chat completions that takes `input_audio`. Its answers are not restricted to labels: the
     label that an answer is or begins with counts, and an answer without one has failed."""
-
-    hears = True
-    whisper = None
 
     def __init__(self, model: str, base_url: str, key_variable: str, timeout_seconds: float):
         try:
@@ -92,21 +107,8 @@ class OpenAIEndpoint:
         self.client = OpenAI(base_url=base_url, api_key=key or "none", timeout=timeout_seconds)
         self.identity = {"model": model, "base_url": base_url}
 
-    @property
-    def reader(self) -> "OpenAIEndpoint":
-        return self
-
-    def answer(
-        self, samples: Sequence[Sample], instruction: Instruction, max_new_tokens: int, labels: Labels = None
-    ) -> list[str]:
-        parts = [{"type": "input_audio", "input_audio": _wav(sample)} for sample in samples]
-        return [self._say(part, instruction, max_new_tokens, labels) for part in parts]
-
-    def read(
-        self, texts: Sequence[str], instruction: Instruction, max_new_tokens: int, labels: Labels = None
-    ) -> list[str]:
-        parts = [{"type": "text", "text": text} for text in texts]
-        return [self._say(part, instruction, max_new_tokens, labels) for part in parts]
+    def _spoken(self, sample: Sample) -> dict[str, Any]:
+        return {"type": "input_audio", "input_audio": _wav(sample)}
 
     def _say(
         self, part: Mapping[str, Any], instruction: Instruction, max_new_tokens: int, labels: Labels

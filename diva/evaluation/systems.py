@@ -26,8 +26,9 @@ from diva.evaluation.labels import OnlyTokens, label_tokens
 from diva.evaluation.samples import Instruction, Sample
 from diva.models.files import WEIGHTS, export_folder, read
 from diva.models.load import load_model
+from diva.models.processor import pad_left
 from diva.pretrained import resolve
-from diva.prompts import Message, chat_pieces, released_user_turn
+from diva.prompts import Message, chat_pieces, encode, released_user_turn
 
 Labels = Sequence[str] | None
 
@@ -140,14 +141,8 @@ class TextLLM:
     ) -> list[str]:
         before, after = self._around(instruction)
         # By itself, as in training: nothing that is read can merge with the template's tokens.
-        encoded = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        rows = [[*before, *ids, *after] for ids in encoded]
-        length = max(map(len, rows))
-        ids = torch.zeros(len(rows), length, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for number, row in enumerate(rows):
-            ids[number, length - len(row) :] = torch.tensor(row)
-            mask[number, length - len(row) :] = 1
+        rows = [[*before, *encode(self.tokenizer, text), *after] for text in texts]
+        ids, mask = pad_left(rows, pad_token_id=0)
         device = self.llm.device
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         return greedy(self.llm, self.tokenizer, inputs, max_new_tokens, labels)

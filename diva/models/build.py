@@ -29,19 +29,17 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(resolve(name))
 
 
-def build(config: DivaConfig, tokenizer: PreTrainedTokenizerBase) -> DivaForConditionalGeneration:
-    """Load encoder and LLM frozen and give the adapter its start; `tokenizer` is the LLM's."""
-    return assemble(config, tokenizer)
-
-
-def assemble(
+def build(
     config: DivaConfig,
     tokenizer: PreTrainedTokenizerBase,
     cls: type[DivaForConditionalGeneration] = DivaForConditionalGeneration,
     device_map: Any = None,
     start: bool = True,
 ) -> DivaForConditionalGeneration:
-    """As `build`; without `start` the adapter's weights are left for the caller to load."""
+    """Load encoder and LLM frozen and give the adapter its start; `tokenizer` is the LLM's.
+
+    Without `start` the adapter's weights are random, for the caller to load others.
+    """
     dtype = getattr(torch, config.frozen_dtype)
     llm = AutoModelForCausalLM.from_pretrained(
         resolve(config.llm.name),

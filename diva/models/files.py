@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diva.errors import UserError
 from diva.models.adapter import QFormerAdapter
-from diva.models.build import assemble, load_tokenizer
+from diva.models.build import build, load_tokenizer
 from diva.models.config import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.diva import DivaForConditionalGeneration
 from diva.pretrained import resolve
@@ -76,7 +76,7 @@ def load(
     tokenizer = load_tokenizer(
         str(folder) if (folder / "tokenizer_config.json").is_file() else config.llm.name
     )
-    model = assemble(config, tokenizer, cls=cls, device_map=device_map, start=False)
+    model = build(config, tokenizer, cls=cls, device_map=device_map, start=False)
     model.adapter.load_state_dict(state)
     device = model.llm.get_input_embeddings().weight.device
     for part in (model.encoder, model.adapter):

@@ -11,7 +11,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from diva.audio import SAMPLE_RATE, WHISPER_SECONDS, pad_clips, to_waveform, windows
 from diva.errors import AudioFault, UserError
-from diva.prompts import Message, audio_parts, chat_pieces, released_user_turn, user_turn
+from diva.prompts import Message, audio_parts, chat_pieces, encode, released_user_turn, user_turn
 
 AUDIO = "<|audio|>"  # stands for a clip in a text
 Clip = str | Path | bytes | np.ndarray | Tensor | Sequence[float]
@@ -104,14 +104,7 @@ class DivaProcessor(ProcessorMixin):
         wanted = [part.count(AUDIO) for part in texts]
         if sum(wanted) != len(waveforms):
             raise UserError(f"the text holds {sum(wanted)} {AUDIO} for {len(waveforms)} clips")
-        tokenize = self.tokenizer
-        pieces = [
-            [
-                tokenize(piece, add_special_tokens=False)["input_ids"] if piece else []
-                for piece in part.split(AUDIO)
-            ]
-            for part in texts
-        ]
+        pieces = [[encode(self.tokenizer, piece) for piece in part.split(AUDIO)] for part in texts]
         queue = iter(waveforms)
         return self._batch(pieces, [[next(queue) for _ in range(count)] for count in wanted])
 
@@ -157,17 +150,23 @@ class DivaProcessor(ProcessorMixin):
             for window, text in zip(heard, texts[1:], strict=True):
                 row += [self.audio_token_id] * (self.num_query_tokens * len(window)) + text
             rows.append(row)
-        length = max(map(len, rows))
-        ids = torch.full((len(rows), length), self.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for number, row in enumerate(rows):
-            ids[number, length - len(row) :] = torch.tensor(row)
-            mask[number, length - len(row) :] = 1
+        ids, mask = pad_left(rows, self.pad_token_id)
         data = {"input_ids": ids, "attention_mask": mask}
         waveforms = [window for chat in clips for clip in chat for window in clip]
         if waveforms:
             data["audio"], data["audio_samples"] = pad_clips(waveforms)
         return BatchFeature(data)
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids of each row -> ids [B, L] that end together, and the mask [B, L] of those that are not padding."""
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), pad_token_id)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, length - len(row) :] = torch.tensor(row)
+        mask[number, length - len(row) :] = 1
+    return ids, mask
 
 
 def _is_samples(audio: Sequence) -> bool:
