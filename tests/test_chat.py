@@ -303,6 +303,7 @@ def test_transformers_generation_options_work(model, alone):
         **model.processor.apply_chat_template(chat[:1]), **GREEDY, num_beams=2, num_return_sequences=2
     )
     assert len(two) == 2
+    assert int(two.max()) < model.llm.config.vocab_size, "what looks at the prompt's ids finds no placeholder"
 
 
 def test_a_stream_gives_the_same_words_in_pieces(model):

@@ -42,6 +42,7 @@ def test_an_export_names_the_frozen_parts_and_holds_the_adapter(export, model):
     again = diva.DivaForConditionalGeneration.from_pretrained(export.parent)  # the run's folder
     assert same_adapter(again, model)
     assert again.llm.dtype == torch.bfloat16
+    assert len(again.generate([CLIP], max_new_tokens=2)) == 1  # the adapter stays in float32
 
 
 def test_the_auto_classes_know_it(export, answer):

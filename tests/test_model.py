@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, WhisperModel
 from diva.audio import pad_clips, padded_samples
 from diva.errors import UserError
 from diva.models.adapter import pooling_matrix
-from diva.models.build import build, load_tokenizer, start_from_shared_tokens
+from diva.models.build import build, load_tokenizer, start_among_embeddings, start_from_shared_tokens
 from diva.models.config import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.diva import DivaForConditionalGeneration
 
@@ -122,6 +122,19 @@ def test_where_the_adapter_starts(tiny_whisper, tiny_llm):
     random = make(tiny_whisper, tiny_llm, init="random", projection_init="default")
     assert not torch.allclose(random.adapter.layers[1].fc1.weight, whisper.decoder.layers[1].fc1.weight)
     assert not torch.allclose(random.adapter.projection.bias, mean)
+
+
+def test_the_last_norm_of_whispers_decoder_starts_at_size_one(tiny_whisper, tiny_llm):
+    """As trained it multiplies by about 11: so far outside the embeddings would the virtual tokens start."""
+    diva = make(tiny_whisper, tiny_llm, projection_init="default")
+    with torch.no_grad():
+        diva.adapter.norm.weight.mul_(torch.linspace(10, 12, 16))
+        diva.adapter.norm.bias.fill_(3.0)
+    direction = diva.adapter.norm.weight.clone()
+    start_among_embeddings(diva.adapter, diva.llm.get_input_embeddings().weight)
+    gain = direction.square().mean().sqrt()
+    torch.testing.assert_close(diva.adapter.norm.weight, direction / gain)
+    torch.testing.assert_close(diva.adapter.norm.bias, torch.full((16,), 3.0) / gain)
 
 
 def test_the_projection_starts_where_the_llm_has_the_tokens_that_whisper_hears(tiny_whisper, tiny_llm):
