@@ -57,8 +57,8 @@ notebook: setup ## run notebooks/listen.ipynb on the newest run; writes runs/lis
 serve: setup ## the newest run behind an OpenAI-compatible API; ARGS="MODEL --port 8000 ..." for others
 	$(BIN)/python -m diva.serve $(ARGS)
 
-test: setup ## run the tests
-	$(BIN)/python -m pytest
+test: setup ## run the tests, a file on each core; ARGS="tests/test_model.py -k prefix" for some of them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -133,7 +133,7 @@ def url(runs, folder, shared_cache) -> Iterator[str]:
         process = subprocess.Popen(arguments, env=variables, stdout=log, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + SECONDS
-        while "http://" not in (written := (folder / "log").read_text()):
+        while not re.search("http://.*\n", written := (folder / "log").read_text()):
             assert process.poll() is None, written
             assert time.monotonic() < deadline, f"nothing after {SECONDS} s: {written}"
             time.sleep(0.2)

@@ -4,21 +4,25 @@ import codecs
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.json
 
 from diva.audio import WHISPER_SECONDS
 from diva.data.manifest import AudioFiles, Manifest, Skip, list_files, named_columns, sound_clips
 from diva.errors import UserError
 
-# More would have the garbage collector walk through them, again and again.
-_ROWS_AT_ONCE = 1 << 13
+# A block with a line that only the careful reader can judge is read by it as a whole.
+_BLOCK_BYTES = 1 << 20
+# Half of a surrogate pair can be written so, but is no character.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_AS_TEXT = (pa.string(), pa.null(), pa.int64(), pa.bool_())
 
 
 class JsonlCorpus:
@@ -63,11 +67,11 @@ def _read(file: Path, skipped: list[Skip]) -> dict[str, pa.ChunkedArray]:
     """The columns of the lines that can be used: `duration` float64, the others string; [n] each."""
     empty = pa.table({"audio": pa.array([], pa.string()), "text": pa.array([], pa.string())})
     tables = [empty.append_column("duration", pa.array([], pa.float64()))]
-    with file.open("rb") as lines:
-        rows = _rows(file, lines, skipped)
-        while chunk := list(islice(rows, _ROWS_AT_ONCE)):
-            names = dict.fromkeys(name for row in chunk for name in row)
-            tables.append(pa.table({name: [row.get(name) for row in chunk] for name in names}))
+    number = 1
+    with file.open("rb") as opened:
+        while lines := opened.readlines(_BLOCK_BYTES):
+            tables.append(_block(lines) or _rows(file, number, lines, skipped))
+            number += len(lines)
     table = pa.concat_tables(tables, promote_options="permissive")
     return {
         name: table[name] if name == "duration" else pc.fill_null(table[name], "")
@@ -75,14 +79,49 @@ def _read(file: Path, skipped: list[Skip]) -> dict[str, pa.ChunkedArray]:
     }
 
 
-def _rows(file: Path, lines: Iterator[bytes], skipped: list[Skip]) -> Iterator[dict[str, str | float]]:
-    for number, line in enumerate(lines, start=1):
+def _block(lines: list[bytes]) -> pa.Table | None:
+    """The rows of some lines, by arrow's parser; None where it cannot, or where `_row` might see them otherwise."""
+    block = b"".join(lines)
+    rows = sum(not line.isspace() for line in lines)
+    if not rows or _SURROGATE.search(block):
+        return None
+    try:
+        block.decode()
+        table = pa.json.read_json(
+            pa.BufferReader(block), pa.json.ReadOptions(use_threads=False, block_size=len(block) + 1)
+        )
+    except (pa.ArrowException, UnicodeDecodeError):
+        return None
+    types = dict(zip(table.column_names, table.schema.types, strict=True))
+    seconds = types.pop("duration", pa.null())
+    sound = (
+        table.num_rows == rows
+        and all(types.get(name) == pa.string() and not table[name].null_count for name in ("audio", "text"))
+        and all(kind in _AS_TEXT for kind in types.values())
+        and seconds in (pa.float64(), pa.int64(), pa.null())
+    )
+    if not sound:
+        return None
+    columns = {name: table[name].cast(pa.string()) for name in types}
+    if "duration" in table.column_names:
+        columns["duration"] = pc.fill_null(table["duration"].cast(pa.float64()), math.nan)
+    else:
+        columns["duration"] = pa.array(np.full(rows, math.nan))
+    return pa.table(columns)
+
+
+def _rows(file: Path, first: int, lines: list[bytes], skipped: list[Skip]) -> pa.Table:
+    """The rows of some lines, each judged by itself; `first` is the number of the first line."""
+    rows = []
+    for number, line in enumerate(lines, start=first):
         if not line.strip():
             continue
         try:
-            yield _row(line)
+            rows.append(_row(line))
         except (ValueError, RecursionError, OverflowError) as error:
             skipped.append(Skip(f"{file.name}:{number}", "damaged row", f"{file}, line {number}: {error}"))
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
 
 
 def _row(line: bytes) -> dict[str, str | float]:
@@ -99,8 +138,7 @@ def _row(line: bytes) -> dict[str, str | float]:
     row: dict[str, str] = {}
     for name, value in values.items():
         row[name] = value if isinstance(value, str) else "" if value is None else json.dumps(value)
-    if b"\\u" in line:
-        # Half of a surrogate pair can be written so, but is no character.
+    if _SURROGATE.search(line):
         "".join([*row, *row.values()]).encode()
     # What is no number is unknown; it is read from the audio later.
     return row | {"duration": float(seconds) if is_number else math.nan}

@@ -1,14 +1,15 @@
 """JSONL manifests, with every way that a line can be damaged."""
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from diva.data.jsonl import JsonlCorpus
-from diva.data.manifest import count_by_reason
+from diva.data.jsonl import JsonlCorpus, _block, _rows
+from diva.data.manifest import Skip, count_by_reason
 from diva.errors import UserError
 
 
@@ -97,3 +98,63 @@ def test_an_empty_file_is_an_empty_manifest(tmp_path: Path):
         [],
         ["clip_id", "text", "duration"],
     ]
+
+
+def test_the_fast_reader_sees_what_the_careful_one_sees(tmp_path: Path):
+    """Blocks of lines at random, of values that JSON libraries treat differently."""
+    rng = random.Random(0)
+    texts = [
+        "a.mp3",
+        "",
+        "žluťoučký",
+        "2020-01-01 00:00:00",
+        "half \\ud800",
+        "\\ud83d\\ude00",
+        "tab\\t",
+        "\\u00e9",
+    ]
+    odd = [
+        *map(json.dumps, [None, True, 3, -0.5, [1], {"a": 1}]),
+        "-0",
+        "1e999",
+        "NaN",
+        "12345678901234567890",
+    ]
+    whole = [
+        "",
+        "   ",
+        "\t\r",
+        "{}",
+        "[]",
+        "{",
+        '{"audio": "a", "text": "b"} {"audio": "c", "text": "d"}',
+        "\xa0",
+    ]
+
+    def line(wild: float, durations: list[str]) -> str:
+        if rng.random() < wild:
+            return rng.choice(whole)
+        strings = [f'"{rng.choice(texts)}"' for _ in range(4)]
+        keys = ["audio", "text", rng.choice([*["speaker"] * 9, "audio"]), "answer"]
+        values = [rng.choice(odd) if rng.random() < wild else value for value in strings]
+        pairs = [*zip(keys, values, strict=True), ("duration", rng.choice(durations))]
+        kept = pairs if rng.random() < 0.9 else pairs[:-1]
+        return "{" + ", ".join(f'"{key}": {value}' for key, value in kept) + "}"
+
+    fast = 0
+    for _ in range(3000):
+        wild = rng.choice([0, 0, 0.05])
+        durations = ["1", "2.5", "null", "-3e2"] if wild == 0 else ["1", '"x"', "true", "NaN"]
+        lines = [line(wild, durations).encode() + b"\n" for _ in range(rng.randint(1, 4))]
+        skipped: list[Skip] = []
+        careful, quick = _rows(tmp_path, 1, lines, skipped), _block(lines)
+        if quick is not None:
+            fast += 1
+            assert skipped == []
+            for name in careful.column_names:
+                ours, theirs = (
+                    ["" if x is None else str(x) for x in t[name].to_pylist()] for t in (quick, careful)
+                )
+                assert ours == theirs, (name, lines)
+            assert set(quick.column_names) == set(careful.column_names)
+    assert fast > 100
