@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -34,7 +34,7 @@ _CANDIDATES = (Path(__file__).parent / "configs", Path(__file__).parent.parent /
 CONFIG_DIR = next((str(folder) for folder in _CANDIDATES if folder.is_dir()), str(_CANDIDATES[0]))
 _RESERVED = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 _DIFFERENCES_ONLY = {"experiment", "hydra"}  # groups whose files only change what others declare
-_FREE = {"data.val_splits", "logger"}  # mappings whose keys are the user's to choose
+_FREE = {"data.val_splits", "logger", "sweep.runner.parameters"}  # mappings whose keys are the user's to choose
 
 
 def exit_codes(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,7 +104,12 @@ def _parse(overrides: list[str]) -> list[Override]:
 def _first_choice(override: Override) -> str:
     if not override.is_sweep_override():
         return str(override.input_line)
-    value = next(iter(override.sweep_string_iterator()))
+    if override.is_discrete_sweep():
+        value = next(iter(override.sweep_string_iterator()))
+    else:
+        interval = override.value()
+        assert isinstance(interval, IntervalSweep)
+        value = str(interval.start)
     return f"{override.get_key_element()}={value}"
 
 

@@ -1,46 +1,224 @@
-"""The table at the end of a multirun: what was varied, and what came out."""
+"""`python -m diva.train -m ...`: many runs from one command line, each a process of its own.
 
-import json
+A failed run does not end the sweep. The same command with the same hydra.sweep.dir continues a sweep: finished
+and pruned runs are left alone, all others go on where their last checkpoint is.
+"""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Protocol
 
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from filelock import FileLock, Timeout
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
 
-_FIGURES = ("val/alignment_accuracy", "val/first_token_agreement", "val/kl", "seconds")
+from diva.cli import CONFIG_DIR, check_overrides, make
+from diva.errors import UserError
+from diva.sweep_folder import JOURNAL, SweepRun, find_runs, place_runs
+from diva.sweep_table import gather, print_tables
 
-
-class SweepTable(Callback):
-    """Hydra calls this; the table goes to stdout."""
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        Console().print(sweep_table(Path(config.hydra.sweep.dir)))
-
-
-def sweep_table(folder: Path) -> Table:
-    """One row a run of the sweep in `folder`: the overrides that differ between runs, then the figures."""
-    runs = sorted(
-        (file.parent for file in folder.glob("*/overrides.yaml")), key=lambda run: _natural(run.name)
-    )
-    overrides = {run: _overrides(run) for run in runs}
-    names = list(dict.fromkeys(name for values in overrides.values() for name in values))
-    varied = [name for name in names if len({values.get(name) for values in overrides.values()}) > 1]
-    table = Table("run", *varied, *_FIGURES, title=str(folder))
-    for run in runs:
-        file = run / "summary.json"
-        summary = json.loads(file.read_text()) if file.is_file() else {}
-        figures = (f"{summary[name]:.4g}" if name in summary else "failed" for name in _FIGURES)
-        table.add_row(run.name, *(overrides[run].get(name, "") for name in varied), *figures)
-    return table
+# What Hydra would take and this does not; every one of them has its counterpart here.
+_REFUSED = {
+    "hydra/launcher": "sweep=serial, parallel or slurm says where runs happen",
+    "hydra.launcher": "sweep.runner.KEY=VALUE says how runs happen",
+    "hydra/sweeper": "sweep=optuna searches",
+    "hydra.sweep.subdir": "runs are numbered; hydra.sweep.dir=FOLDER says where",
+    "hydra.run.dir": "hydra.sweep.dir=FOLDER says where a sweep goes",
+    "resume": "a sweep is continued by its own command with hydra.sweep.dir=FOLDER",
+}
 
 
-def _overrides(run: Path) -> dict[str, str]:
-    """Override name -> value, as given on the command line of one run."""
-    pairs = (str(text).partition("=") for text in OmegaConf.load(run / "overrides.yaml"))
-    return {name: value for name, _, value in pairs}
+class Runner(Protocol):
+    """Where runs happen."""
+
+    n_jobs: int
+
+    def __call__(self, run: SweepRun, options: list[str]) -> None: ...
+
+    def stop(self) -> str: ...
 
 
-def _natural(name: str) -> tuple[int, str]:
-    return (int(name) if name.isdigit() else -1, name)
+class Source(Protocol):
+    """Which run is next."""
+
+    def take(self) -> SweepRun | None: ...
+
+    def ended(self, run: SweepRun) -> None: ...
+
+
+class Grid:
+    """Every combination of the values given, in order, but those that have finished."""
+
+    def __init__(self, runs: list[SweepRun]):
+        self._waiting = [run for run in runs if run.outcome.status not in ("finished", "pruned")]
+        self.finished = len(runs) - len(self._waiting)
+
+    def take(self) -> SweepRun | None:
+        return self._waiting.pop(0) if self._waiting else None
+
+    def ended(self, run: SweepRun) -> None:
+        """Nothing follows from how a run of a grid ends."""
+
+
+def sweep(arguments: list[str], config_name: str, config_dir: str | None) -> int:
+    """Carry out the sweep that the overrides `arguments` ask for; returns its exit code.
+
+    0: every run finished or was pruned; 2: some failed, all for the user's input; 1: some failed otherwise.
+    Raises UserError before any run starts where the sweep itself is wrong.
+    """
+    config = check_overrides(config_name, arguments, config_dir)
+    if config.hardware.num_nodes != 1:
+        raise UserError(
+            f"hardware.num_nodes={config.hardware.num_nodes}: a run of a sweep stays on one machine"
+        )
+    folder, parameters = _sweep_folder(arguments, config_name, config_dir)
+    overrides = _parse([*(f"{key}={value}" for key, value in parameters.items()), *arguments])
+    options = ["--config-dir", str(Path(config_dir).absolute())] if config_dir else []
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        with lock:
+            runner: Runner = make(config.sweep.runner)
+            source = _source(config, folder, overrides, (config_name, config_dir))
+            started = _carry_out(source, runner, options)
+    except Timeout as error:
+        raise UserError(f"another sweep is at work in {folder}") from error
+    print_tables(gather(find_runs(folder)), str(folder))
+    return exit_code(started)
+
+
+def _source(config: DictConfig, folder: Path, overrides: list[Override], where: tuple) -> Source:
+    of_runs = [override for override in overrides if not _concerns_sweep(override)]
+    study = make(config.sweep.study) if "study" in config.sweep else None
+    if find_runs(folder) and (folder / JOURNAL).exists() != (study is not None):
+        kind = "every combination" if study else "a study"
+        raise UserError(f"the sweep in {folder} is {kind}: give this one a hydra.sweep.dir of its own")
+    if study is not None:
+        study.open(folder, of_runs)
+        return study
+    (grid,) = BasicSweeper.split_arguments(of_runs, max_batch_size=None)
+    runs = [tuple(run) for run in grid]
+    _check_choices(runs, *where)
+    return Grid(place_runs(folder, runs))
+
+
+def exit_code(runs: list[SweepRun]) -> int:
+    """Of a sweep over `runs`."""
+    failed = [run.outcome for run in runs if run.outcome.status == "failed"]
+    if not failed:
+        return 0
+    return 2 if all(outcome.users_fault for outcome in failed) else 1
+
+
+def _concerns_sweep(override: Override) -> bool:
+    key = override.get_key_element().lstrip("+~")
+    return key == "sweep" or key.startswith(("sweep.", "hydra.sweep.", "hydra.sweeper."))
+
+
+def _parse(arguments: list[str]) -> list[Override]:
+    overrides = OverridesParser.create().parse_overrides(arguments)
+    for override in overrides:
+        key = override.get_key_element().lstrip("+~")
+        for refused, instead in _REFUSED.items():
+            if key == refused or key.startswith(f"{refused}."):
+                raise UserError(f"{key} has no place in a sweep: {instead}")
+    return overrides
+
+
+def _sweep_folder(
+    arguments: list[str], config_name: str, config_dir: str | None
+) -> tuple[Path, dict[str, str]]:
+    """hydra.sweep.dir and hydra.sweeper.params of the command line `arguments`."""
+    plain = [str(o.input_line) for o in _parse(arguments) if not o.is_sweep_override()]
+    extra = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        config: DictConfig = compose(config_name, overrides=plain + extra, return_hydra_config=True)
+    HydraConfig.instance().set_config(config)  # the folder's name may refer to hydra's own values
+    folder = Path(config.hydra.sweep.dir)
+    HydraConfig.instance().cfg = None
+    return folder, dict(config.hydra.sweeper.params or {})
+
+
+def _check_choices(grid: list[tuple[str, ...]], config_name: str, config_dir: str | None) -> None:
+    """Compose runs until every value of every key has been seen: a misspelt one is found before any run starts."""
+    seen: set[str] = set()
+    for overrides in grid:
+        if not seen.issuperset(overrides):
+            check_overrides(config_name, list(overrides), config_dir)
+            seen.update(overrides)
+
+
+def _carry_out(source: Source, runner: Runner, options: list[str]) -> list[SweepRun]:
+    """`runner.n_jobs` runs at a time until there is no next one; returns those that were started."""
+    taking = threading.Lock()
+    started: list[SweepRun] = []
+    stopping = threading.Event()
+
+    def work() -> None:
+        while not stopping.is_set():
+            with taking:
+                run = source.take()
+                if run is None:
+                    return
+                started.append(run)
+            _say(f"run {run.folder.name} starts: {' '.join(run.overrides)}")
+            begun = time.time()
+            runner(run, options)
+            with taking:
+                source.ended(run)
+            _say(_ending(run, time.time() - begun))
+
+    with ThreadPoolExecutor(runner.n_jobs) as pool, _sigterm_as_interrupt():
+        workers = [pool.submit(work) for _ in range(runner.n_jobs)]
+        try:
+            done, _ = wait(workers, return_when=FIRST_EXCEPTION)
+            for worker in done:
+                worker.result()
+        except BaseException:
+            stopping.set()
+            _say(runner.stop())
+            raise
+    return started
+
+
+def _ending(run: SweepRun, seconds: float) -> str:
+    outcome, figures = run.outcome, run.figures
+    shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items() if name.startswith("val"))
+    text = shown or outcome.reason or f"log: {run.folder / 'run.log'}"
+    return f"run {run.folder.name} {outcome.status} after {seconds / 60:.1f} min: {text}"
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=False)
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """A sweep that is told to end lets its runs save, as with Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt as interrupted:
+        number = interrupted.args[0] if interrupted.args else signal.SIGINT
+        _say("stopped; the same command with the same hydra.sweep.dir goes on from here")
+        sys.exit(128 + number)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
@@ -25,6 +26,9 @@ from diva.models.build import build, load_tokenizer
 from diva.models.config import DivaConfig
 from diva.models.diva import DivaForConditionalGeneration
 from diva.records import RunRecord
+from diva.sweep_folder import TRIAL, Pruned
+from diva.sweep_runners import end_with_sweep
+from diva.sweeps import sweep
 from diva.training import DivaTraining
 
 CONFIG_NAME = "train"
@@ -32,7 +36,11 @@ CONFIG_NAME = "train"
 
 @exit_codes
 def main() -> None:
-    """Console entry point: check the command line, then let Hydra run it."""
+    """Console entry point: check the command line, then let Hydra run it; -m is a sweep."""
+    end_with_sweep()
+    given = get_args_parser().parse_args()
+    if given.multirun:
+        sys.exit(sweep(given.overrides, CONFIG_NAME, given.config_dir))
     sys.argv[1:] = resume_arguments(sys.argv[1:])
     check_command_line(CONFIG_NAME)
     run_hydra()
@@ -44,6 +52,8 @@ def run_hydra(config: DictConfig) -> float | None:
         return train(config, Path(HydraConfig.get().runtime.output_dir))
     except UserError as error:
         fail(error)
+    except Pruned:
+        return None  # the run's folder says why
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)  # preempted: the checkpoint is written, resume=RUN_DIR goes on
     return None
@@ -89,6 +99,10 @@ def train(config: DictConfig, folder: Path) -> float | None:
         RunProgress(),
         LastCheckpoint(folder / "checkpoints", config.checkpoint_every),
     ]
+    if (folder / TRIAL).is_file():
+        from diva.sweep_study import pruning  # Optuna, which no other run has to load
+
+        callbacks += pruning(folder)
     trainer = make_trainer(config, folder, callbacks)
     checkpoint = folder / "checkpoints" / "last.ckpt" if config.resume else None
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
