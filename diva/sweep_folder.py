@@ -48,6 +48,11 @@ class SweepRun:
         return Outcome("finished" if (self.folder / _SUMMARY).is_file() else "unfinished")
 
     @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do: a failed run may be tried again, a pruned one is not."""
+        return self.outcome.status in ("finished", "pruned")
+
+    @property
     def figures(self) -> dict[str, float]:
         """The final figures of a finished run; empty for any other."""
         if self.outcome.status != "finished":

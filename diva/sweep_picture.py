@@ -77,8 +77,9 @@ def _scatter(axes: Axes, results: Results, colors: list) -> None:
         axes.plot([place] * len(values), values, ".", color=color, alpha=0.6)
         axes.plot([place], [statistics.fmean(values)], "_", color=color, markersize=16, label=second or None)
     if numbers:
-        _numeric_axis(axes, numbers)
+        axes.set_xscale("log" if _logarithmic(numbers) else "linear")
     else:
+        axes.set_xlim(-0.5, len(set(keys)) - 0.5)
         axes.set_xticks(range(len(set(keys))), list(dict.fromkeys(keys)), rotation=20, ha="right")
     axes.set(xlabel=results.varied[0] if results.varied else "", ylabel=_FIGURE)
     axes.grid(alpha=0.3)
@@ -142,11 +143,6 @@ def _curves(axes: Axes, results: Results, column: str, colors: list) -> None:
 
 def _marker(steps: list[int]) -> str:
     return "." if len(steps) < 20 else ""
-
-
-def _numeric_axis(axes: Axes, numbers: list[float]) -> None:
-    if _logarithmic(numbers):
-        axes.set_xscale("log")
 
 
 def _logarithmic(numbers: list[float]) -> bool:

@@ -47,7 +47,7 @@ class RunProcess:
         with open(self.run.folder / ".lock", "w") as lock, open(log, "ab") as output:
             # The run inherits the lock: one left over from a killed sweep holds it until it has ended.
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if self.run.outcome.status in ("finished", "pruned"):
+            if self.run.done:
                 return  # by the one left over
             self.run.begin()
             start = output.tell()

@@ -5,6 +5,7 @@ where its checkpoint is. The jobs outlive the sweep's own process: its command, 
 """
 
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,14 @@ class SlurmRuns:
         if accelerator == "gpu":
             self.parameters.setdefault("gpus_per_node", devices)
         self._stopping = threading.Event()
-        self._executor(Path("jobs"))  # what is wrong with the parameters is said before any run
+        # What is wrong with the parameters is said before any run.
+        with tempfile.TemporaryDirectory() as folder:
+            self._executor(Path(folder))
 
     def __call__(self, run: SweepRun, options: list[str]) -> None:
         """Submit one run, or find the job it has, and wait for its end. Called from up to `n_jobs` threads."""
+        if run.done:
+            return  # by a job that has outlived its sweep
         run.folder.mkdir(parents=True, exist_ok=True)
         jobs = run.folder.absolute() / "job"
         known = jobs / _JOB_ID

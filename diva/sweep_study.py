@@ -43,15 +43,17 @@ class Study:
         self.sampler = sampler
         self.pruner = pruner
 
-    def open(self, folder: Path, overrides: list[Override]) -> None:
-        """Begin the study in `folder`, or continue it: trials that were under way come first.
+    def open(self, folder: Path, overrides: list[Override]) -> "Study":
+        """Begin the study in `folder`, or continue it, trials that were under way first; returns itself.
 
         Raises UserError where nothing is to be searched, or the study in `folder` was over something else.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._folder = folder
-        self._space = {o.get_key_element(): distribution(o) for o in overrides if o.is_sweep_override()}
-        self._fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+        # The command line comes after hydra.sweeper.params, and its word counts.
+        last = {o.get_key_element(): o for o in overrides}.values()
+        self._space = {o.get_key_element(): distribution(o) for o in last if o.is_sweep_override()}
+        self._fixed = [str(o.input_line) for o in last if not o.is_sweep_override()]
         if not self._space:
             raise UserError("sweep.study has nothing to search: give a key several values, or an interval")
         self._study = optuna.create_study(
@@ -69,6 +71,7 @@ class Study:
         self._study.sampler = make(OmegaConf.merge(self.sampler, {"seed": self.sampler.seed + len(known)}))
         self._interrupted = [trial for trial in known if trial.state == TrialState.RUNNING]
         self._left = self.trials - sum(trial.state in _ENDED for trial in known)
+        return self
 
     def take(self) -> SweepRun | None:
         if self._left <= 0:

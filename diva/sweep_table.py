@@ -39,12 +39,12 @@ class Results:
         return [run for group in self.groups for run in group.runs]
 
     def best(self, figure: str) -> Group | None:
-        """The group with the best mean; None where there is nothing to compare."""
-        known = [group for group in self.groups if group.figure(figure)]
-        if len(known) < 2:
+        """The group with the best mean; None where there is nothing to tell apart."""
+        means = [statistics.fmean(values) for group in self.groups if (values := group.figure(figure))]
+        if len(set(means)) < 2:
             return None
-        choose = min if lower_is_better(figure) else max
-        return choose(known, key=lambda group: statistics.fmean(group.figure(figure)))
+        best = min(means) if lower_is_better(figure) else max(means)
+        return next(g for g in self.groups if g.figure(figure) and statistics.fmean(g.figure(figure)) == best)
 
 
 def lower_is_better(figure: str) -> bool:

@@ -59,12 +59,17 @@ class Source(Protocol):
     def ended(self, run: SweepRun) -> None: ...
 
 
+class Study(Protocol):
+    """A search, which chooses the values of the next run after those that have ended."""
+
+    def open(self, folder: Path, overrides: list[Override]) -> Source: ...
+
+
 class Grid:
     """Every combination of the values given, in order, but those that have finished."""
 
     def __init__(self, runs: list[SweepRun]):
-        self._waiting = [run for run in runs if run.outcome.status not in ("finished", "pruned")]
-        self.finished = len(runs) - len(self._waiting)
+        self._waiting = [run for run in runs if not run.done]
 
     def take(self) -> SweepRun | None:
         return self._waiting.pop(0) if self._waiting else None
@@ -87,32 +92,37 @@ def sweep(arguments: list[str], config_name: str, config_dir: str | None) -> int
     folder, parameters = _sweep_folder(arguments, config_name, config_dir)
     overrides = _parse([*(f"{key}={value}" for key, value in parameters.items()), *arguments])
     options = ["--config-dir", str(Path(config_dir).absolute())] if config_dir else []
+    of_runs = [override for override in overrides if not _concerns_sweep(override)]
+    runner: Runner = make(config.sweep.runner)
+    study: Study | None = make(config.sweep.study) if "study" in config.sweep else None
+    grid = [] if study else combinations(of_runs)
+    _check_choices(grid, config_name, config_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        with lock:
-            runner: Runner = make(config.sweep.runner)
-            source = _source(config, folder, overrides, (config_name, config_dir))
-            started = _carry_out(source, runner, options)
+        with FileLock(folder / ".lock", timeout=0):
+            _check_kind(folder, study)
+            source = study.open(folder, of_runs) if study else Grid(place_runs(folder, grid))
+            swept = {override.get_key_element() for override in of_runs if override.is_sweep_override()}
+            started = _carry_out(source, runner, options, swept)
     except Timeout as error:
         raise UserError(f"another sweep is at work in {folder}") from error
     print_tables(gather(find_runs(folder)), str(folder))
     return exit_code(started)
 
 
-def _source(config: DictConfig, folder: Path, overrides: list[Override], where: tuple) -> Source:
-    of_runs = [override for override in overrides if not _concerns_sweep(override)]
-    study = make(config.sweep.study) if "study" in config.sweep else None
+def combinations(overrides: list[Override]) -> list[tuple[str, ...]]:
+    """Every combination of the values given. Raises UserError for an interval, which has no end of them."""
+    for override in overrides:
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise UserError(f"{override.input_line}: an interval is something to search, with sweep=optuna")
+    (grid,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    return [tuple(run) for run in grid]
+
+
+def _check_kind(folder: Path, study: Study | None) -> None:
     if find_runs(folder) and (folder / JOURNAL).exists() != (study is not None):
-        kind = "every combination" if study else "a study"
+        kind = "every combination of its values" if study else "a search"
         raise UserError(f"the sweep in {folder} is {kind}: give this one a hydra.sweep.dir of its own")
-    if study is not None:
-        study.open(folder, of_runs)
-        return study
-    (grid,) = BasicSweeper.split_arguments(of_runs, max_batch_size=None)
-    runs = [tuple(run) for run in grid]
-    _check_choices(runs, *where)
-    return Grid(place_runs(folder, runs))
 
 
 def exit_code(runs: list[SweepRun]) -> int:
@@ -162,8 +172,11 @@ def _check_choices(grid: list[tuple[str, ...]], config_name: str, config_dir: st
             seen.update(overrides)
 
 
-def _carry_out(source: Source, runner: Runner, options: list[str]) -> list[SweepRun]:
-    """`runner.n_jobs` runs at a time until there is no next one; returns those that were started."""
+def _carry_out(source: Source, runner: Runner, options: list[str], swept: set[str]) -> list[SweepRun]:
+    """`runner.n_jobs` runs at a time until there is no next one; returns those that were started.
+
+    `swept` are the keys that have several values: what tells a run from the others.
+    """
     taking = threading.Lock()
     started: list[SweepRun] = []
     stopping = threading.Event()
@@ -175,7 +188,8 @@ def _carry_out(source: Source, runner: Runner, options: list[str]) -> list[Sweep
                 if run is None:
                     return
                 started.append(run)
-            _say(f"run {run.folder.name} starts: {' '.join(run.overrides)}")
+            own = [override for override in run.overrides if override.partition("=")[0] in swept]
+            _say(f"run {run.folder.name} starts: {' '.join(own)}")
             begun = time.time()
             runner(run, options)
             with taking:

@@ -39,7 +39,7 @@ def main() -> None:
     """Console entry point: check the command line, then let Hydra run it; -m is a sweep."""
     end_with_sweep()
     given = get_args_parser().parse_args()
-    if given.multirun:
+    if given.multirun and not (given.cfg or given.info or given.help or given.hydra_help):
         sys.exit(sweep(given.overrides, CONFIG_NAME, given.config_dir))
     sys.argv[1:] = resume_arguments(sys.argv[1:])
     check_command_line(CONFIG_NAME)
