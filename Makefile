@@ -41,9 +41,8 @@ corpus: setup ## speak the mini corpus (make train does it by itself)
 curves: setup ## draw the newest run's curves, and put its results into the README
 	$(BIN)/python -m diva.curves --into docs/mini --readme README.md
 
-tables: setup ## rebuild experiments/*/table.md from the result files beside it
-	@for results in experiments/*/results; do test -d $$results || continue; \
-		$(BIN)/python -m diva.evaluation.tables $$results --into $$(dirname $$results)/table.md || exit; done
+tables: $(READY) ## rebuild experiments/*/table.md and figure.png from the results beside them; needs no network
+	$(BIN)/python -m diva.evaluation.paper experiments
 
 bench-generate: setup ## speed of answering, against the published algorithm; ARGS="--model RUN"
 	$(BIN)/python -m benchmarks.generation $(ARGS)

@@ -21,6 +21,7 @@ from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail, make, qui
 from diva.data.manifest import Skip, count_by_reason
 from diva.errors import UserError
 from diva.evaluation.predictions import by_themselves, check_scores, match, read_predictions
+from diva.evaluation.report import write_report
 from diva.evaluation.results import by_group, digest, figures, headline, write_results
 from diva.evaluation.runner import SAMPLES, Runner, write_answers
 from diva.evaluation.samples import Answer, Sample
@@ -76,11 +77,18 @@ def evaluate(config: DictConfig, choice: str) -> list[Path]:
     task: Task = make(config.task)
     if config.references not in ("task", "file"):
         raise UserError(f"references={config.references} is unknown; it is task or file")
+    if config.report not in (None, "html"):
+        raise UserError(f"report={config.report} is unknown; it is html or null")
     score = choice == "predictions"
     folders = [_score_file(config, plain, task)] if score else _ask(config, plain, task, choice)
     results = [Result.read(folder) for folder in folders]
     print(table(results))
-    Console(stderr=True).print("\n".join(f"results: {folder}" for folder in folders), highlight=False)
+    say = Console(stderr=True, highlight=False, soft_wrap=True).print
+    for folder in folders:
+        say(f"results: {folder}")
+    if config.report == "html":
+        has_audio = not score or config.references == "task"
+        say(f"report: {write_report(folders[0], results, task, has_audio)}")
     return folders
 
 

@@ -15,6 +15,7 @@ from hydra.utils import instantiate
 from diva.cli import exit_codes
 from diva.errors import UserError
 from diva.evaluation.intervals import Difference, paired_difference
+from diva.evaluation.metrics import Measure
 from diva.evaluation.results import RESULTS, read_results
 from diva.evaluation.runner import SAMPLES, read_answers
 from diva.evaluation.samples import Answer
@@ -41,18 +42,21 @@ class Result:
 
 def gap(system: Result, ceiling: Result) -> Difference | None:
     """The system's headline minus the ceiling's, on the samples that both have; None where metrics differ."""
-    name = system.values["metric"]
-    if name != ceiling.values["metric"]:
+    if system.values["metric"] != ceiling.values["metric"]:
         return None
-    metrics = instantiate(system.values["config"]["task"]["metrics"], _convert_="all")
-    metric = next(metric for metric in metrics if metric.name == name)
     ids = [i for i in system.answers if i in ceiling.answers]
-    measures = (metric.measure([result.answers[i] for i in ids]) for result in (system, ceiling))
-    return paired_difference(*measures) if ids else None
+    return paired_difference(measure(system, ids), measure(ceiling, ids)) if ids else None
 
 
-def table(results: Sequence[Result]) -> str:
-    """A markdown table of one task's results. Raises UserError where they are not of the same task and data."""
+def measure(result: Result, ids: Sequence[str]) -> Measure:
+    """The headline metric of these answers, in this order."""
+    metrics = instantiate(result.values["config"]["task"]["metrics"], _convert_="all")
+    metric = next(metric for metric in metrics if metric.name == result.values["metric"])
+    return metric.measure([result.answers[i] for i in ids])
+
+
+def check_comparable(results: Sequence[Result]) -> None:
+    """Raises UserError where results are not of the same task and data."""
     first = results[0].values
     for result in results[1:]:
         for part in ("task_hash", "data_hash"):
@@ -61,51 +65,94 @@ def table(results: Sequence[Result]) -> str:
                     f"{first['task']}: {result.values['system']} and {first['system']} were not asked the same"
                     f" ({part} differs); evaluate them again with one version of the task and its data"
                 )
-    by_role = {
-        role: [r for r in results if r.values["role"] == role] for role in ("ceiling", "system", "cascade")
-    }
-    ceiling = next(iter(by_role["ceiling"]), None)
-    lines = [
-        f"| {first['task']} | {first['metric']} | 95% interval | n | failed | gap to ceiling |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for role, of_role in by_role.items():
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> list[str]:
+        """Its lines, the first column on the left, the others on the right."""
+        lines = [f"| {' | '.join(self.header)} |", f"|---|{'---:|' * (len(self.header) - 1)}"]
+        return lines + [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in self.rows]
+
+
+def _escaped(cell: str) -> str:
+    return cell.replace("|", "\\|")
+
+
+def table(results: Sequence[Result]) -> str:
+    """The results of one task as markdown. Raises UserError where they are not of the same task and data."""
+    lines = systems_table(results).markdown()
+    groups = groups_table(results)
+    if groups is not None:
+        lines += ["", *groups.markdown()]
+    return "\n".join(lines + [line for note in notes(results) for line in ("", note)]) + "\n"
+
+
+def systems_table(results: Sequence[Result]) -> Table:
+    """A row a system, the ceiling first, the cascade last. Raises UserError as `check_comparable` does."""
+    check_comparable(results)
+    ceilings = [r for r in results if r.values["role"] == "ceiling"]
+    rows = []
+    for role in ("ceiling", "system", "cascade"):
+        of_role = sorted((r for r in results if r.values["role"] == role), key=lambda r: r.values["system"])
+        for result in of_role:
+            # With several LLMs, whose ceiling or cascade a row is has to be said.
+            whose = f", {_llm_of(result)}" if role in _ROLES and len(of_role) > 1 else ""
+            rows.append([result.label + whose, *_cells(result, _ceiling_of(result, ceilings))])
         if not of_role and role in _ROLES:
-            lines.append(f"| {_ROLES[role]} | not run | | | | |")
-        for result in sorted(of_role, key=lambda r: r.label):
-            lines.append(_row(result, ceiling))
-    return "\n".join(lines + _notes(results)) + "\n"
+            rows.append([_ROLES[role], "not run", "", "", "", ""])
+    first = results[0].values
+    return Table((first["task"], first["metric"], "95% interval", "n", "failed", "gap to ceiling"), rows)
 
 
-def _row(result: Result, ceiling: Result | None) -> str:
+def _llm_of(result: Result) -> str:
+    """The system whose LLM answers: "teacher of NAME" and "cascade of NAME" have that of NAME."""
+    return str(result.values["system"]).removeprefix("teacher of ").removeprefix("cascade of ")
+
+
+def _ceiling_of(result: Result, ceilings: Sequence[Result]) -> Result | None:
+    """The ceiling with the same LLM, or the only one; none for a ceiling."""
+    if result.values["role"] == "ceiling":
+        return None
+    own = [ceiling for ceiling in ceilings if _llm_of(ceiling) == _llm_of(result)]
+    found = own or (ceilings if len(ceilings) == 1 else [])
+    return found[0] if found else None
+
+
+def _cells(result: Result, ceiling: Result | None) -> list[str]:
     values = result.values
-    difference = gap(result, ceiling) if ceiling is not None and result is not ceiling else None
-    shown = "" if difference is None else f"{difference.value:+.3f}{_interval(difference.interval)}"
+    difference = gap(result, ceiling) if ceiling is not None else None
+    shown = "" if difference is None else f"{difference.value:+.3f}{brackets(difference.interval)}"
     value = "" if values["value"] is None else f"{values['value']:.3f}"
-    sure = _interval(values["wilson"] or values["interval"]).strip()
-    cells = (result.label, value, sure, values["n"], values["errors"], shown)
-    return "| " + " | ".join(map(str, cells)) + " |"
+    sure = brackets(values["wilson"] or values["interval"]).strip()
+    return [value, sure, str(values["n"]), str(values["errors"]), shown]
 
 
-def _interval(interval: Sequence[float] | None) -> str:
+def brackets(interval: Sequence[float] | None) -> str:
+    """The interval after a space, or nothing."""
     return "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
-def _notes(results: Sequence[Result]) -> list[str]:
-    """Groups, and what a figure rests on where that is not plain."""
-    lines: list[str] = []
+def groups_table(results: Sequence[Result]) -> Table | None:
+    """The headline of each group of samples by itself; None where there are no groups."""
     groups = sorted({group for r in results for group in r.values["groups"]})
-    if groups:
-        lines += ["", "| by group | " + " | ".join(groups) + " |", "|---|" + "---:|" * len(groups)]
+    rows = []
     for result in results:
         of = result.values["groups"]
         if of:
-            cells = [
-                f"{of[g]['value']:.3f}" if g in of and of[g]["value"] is not None else "" for g in groups
-            ]
-            lines.append(f"| {result.label} | " + " | ".join(cells) + " |")
-    notes = {f"{f['metric']}: {f['note']}" for r in results for f in r.values["figures"] if f["note"]}
-    return lines + [line for note in sorted(notes) for line in ("", note)]
+            known = [of[group]["value"] if group in of else None for group in groups]
+            rows.append([result.label, *("" if value is None else f"{value:.3f}" for value in known)])
+    return Table(("by group", *groups), rows) if groups else None
+
+
+def notes(results: Sequence[Result]) -> list[str]:
+    """What a figure rests on where that is not plain."""
+    return sorted({f"{f['metric']}: {f['note']}" for r in results for f in r.values["figures"] if f["note"]})
 
 
 def tables(folders: Sequence[Path]) -> str:

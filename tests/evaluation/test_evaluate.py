@@ -174,6 +174,25 @@ def test_the_gap_is_measured_on_the_same_samples(tmp_path):
     assert text.index("ceiling") < text.index("| system") < text.index("cascade")
 
 
+def test_every_system_stands_under_the_ceiling_of_its_own_llm(tmp_path):
+    for name, right, best in (("small", [True] * 2, [True] * 4), ("large", [True] * 6, [True] * 9)):
+        result(tmp_path / name, "system", right + [False] * (10 - len(right)), system=name)
+        ceiling = best + [False] * (10 - len(best))
+        result(tmp_path / f"t {name}", "ceiling", ceiling, system=f"teacher of {name}")
+    result(tmp_path / "other", "system", [True] * 5 + [False] * 5, system="other")
+    text = tables([tmp_path])
+    assert "| text LLM, true transcript (ceiling), large | 0.900 |" in text
+    assert "| text LLM, true transcript (ceiling), small | 0.400 |" in text
+    assert "| large | 0.600 |  | 10 | 0 | -0.300 [" in text
+    assert "| small | 0.200 |  | 10 | 0 | -0.200 [" in text
+    assert "| other | 0.500 |  | 10 | 0 |  |" in text
+
+
+def test_a_share_is_shown_with_its_wilson_interval_and_bars_are_escaped(tmp_path):
+    result(tmp_path, "system", [True] * 4, system="a|b", interval=(1.0, 1.0), wilson=(0.51, 1.0))
+    assert "| a\\|b | 1.000 | [0.510, 1.000] | 4 |" in tables([tmp_path])
+
+
 def test_results_of_other_data_or_tasks_do_not_share_a_table(tmp_path):
     result(tmp_path / "a", "ceiling", [True, False])
     result(tmp_path / "b", "system", [True, False], data_hash="3")

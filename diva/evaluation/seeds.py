@@ -1,0 +1,90 @@
+"""Systems that were trained several times: means over seeds, and how sure they are."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from diva.errors import UserError
+from diva.evaluation.intervals import LEVEL, RESAMPLES, Difference, Interval
+
+# Draws that are in memory together.
+_AT_ONCE = 50
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The seeds of one system on the n samples of a task."""
+
+    label: str
+    seeds: tuple[int, ...]  # empty for a system that has none, such as the text LLM
+    scores: np.ndarray  # [S, n], one row where there are no seeds; NaN where an answer failed
+    training: Sequence[Mapping[str, Any]] = ()  # the summary.json of those seeds that have one
+
+    @property
+    def mean(self) -> float:
+        return float(mean_of_seeds(self.scores))
+
+    @property
+    def each_seed(self) -> list[float]:
+        return [float(value) for value in np.nanmean(self.scores, axis=1)]
+
+    @property
+    def interval(self) -> Interval | None:
+        return interval(self.scores.shape, lambda *drawn: mean_of_seeds(_taken(self.scores, *drawn)))
+
+    def among(self, chosen: np.ndarray) -> "Runs":
+        """On these samples only, bool [n]."""
+        return Runs(self.label, self.seeds, self.scores[:, chosen], self.training)
+
+
+def mean_of_seeds(scores: np.ndarray) -> np.ndarray:
+    """[..., S, n] -> [...]: the mean over seeds of each seed's mean; failed answers are left out."""
+    return np.nanmean(scores, axis=-1).mean(axis=-1)
+
+
+def interval(
+    shape: tuple[int, ...], value: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> Interval | None:
+    """95% percentile bootstrap that draws seeds and samples; None for fewer than two samples.
+
+    `value` is given places in a table of `shape` [S, n], seeds [R, S] and samples [R, n] of R draws, and gives [R].
+    Every seed answers the same samples, so a draw of samples is the same for all. Three seeds say little of what a
+    fourth would do: the interval is rather too narrow than too wide.
+    """
+    seeds, samples = shape
+    if samples < 2:
+        return None
+    rng = np.random.default_rng(0)
+    drawn = [
+        value(rng.integers(seeds, size=(_AT_ONCE, seeds)), rng.integers(samples, size=(_AT_ONCE, samples)))
+        for _ in range(RESAMPLES // _AT_ONCE)
+    ]
+    low, high = np.quantile(np.concatenate(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _taken(scores: np.ndarray, seeds: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """[S, n] at seeds [R, S] and samples [R, n] -> [R, S, n]."""
+    return scores[seeds[:, :, None], samples[:, None, :]]
+
+
+def difference(ours: Runs, theirs: Runs) -> Difference:
+    """`ours` minus `theirs` on the same samples: seed k against seed k, or each seed against what has none.
+
+    Raises UserError where the two have no seed in common.
+    """
+    if theirs.seeds:
+        common = [seed for seed in ours.seeds if seed in theirs.seeds]
+        if not common:
+            raise UserError(f"{ours.label} and {theirs.label} have no seed in common")
+        left, right = (runs.scores[[runs.seeds.index(seed) for seed in common]] for runs in (ours, theirs))
+    else:
+        left, right = ours.scores, np.repeat(theirs.scores, len(ours.scores), axis=0)
+
+    def value(seeds: np.ndarray, samples: np.ndarray) -> np.ndarray:
+        return mean_of_seeds(_taken(left, seeds, samples)) - mean_of_seeds(_taken(right, seeds, samples))
+
+    whole = float(mean_of_seeds(left) - mean_of_seeds(right))
+    return Difference(whole, interval(left.shape, value), left.shape[1])
