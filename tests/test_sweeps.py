@@ -90,7 +90,7 @@ def test_a_search_prunes_what_is_worse_than_the_median(arguments, shared_cache, 
     folder = tmp_path / "sweep"
     # With this seed the sampler takes the sane learning rate first.
     search = ["sweep=optuna", "optimizer.lr=1e-4,30", "sweep.runner.n_jobs=1", "sweep.study.trials=2"]
-    search += ["sweep.study.pruner.n_startup_trials=1", "sweep.study.sampler.seed=1"]
+    search += ["sweep.study.pruner.n_startup_trials=1", "sweep.study.sampler.seed=10"]
     done = run(
         "diva.train", "-m", *arguments, *search, f"hydra.sweep.dir={folder}", cache=shared_cache, cwd=tmp_path,
         timeout=500,
@@ -219,7 +219,12 @@ def test_a_sweep_told_to_end_lets_its_runs_save(monkeypatch, tmp_path, sent, cap
     saves += "signal.signal(signal.SIGTERM, lambda *_: (open(here + '/saved', 'w'), sys.exit(143))); "
     saves += "open(here + '/here', 'w'); time.sleep(60)"
     stand_in(monkeypatch, saves)
-    process = FORK.Process(target=sweep_in, args=(tmp_path, "sweep=parallel", "seed=1,2,3"))
+
+    def in_a_terminal() -> None:  # whoever runs the tests may have this process ignore Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sweep_in(tmp_path, "sweep=parallel", "seed=1,2,3")
+
+    process = FORK.Process(target=in_a_terminal)
     process.start()
     wait_until(lambda: len(list(tmp_path.glob("*/here"))) == 2)
     os.kill(process.pid, sent)
