@@ -86,33 +86,6 @@ def test_the_report_of_a_half_failed_sweep(half_failed, shared_cache, tmp_path):
 
 
 @real
-def test_a_search_prunes_what_is_worse_than_the_median(arguments, shared_cache, tmp_path):
-    folder = tmp_path / "sweep"
-    # With this seed the sampler takes the sane learning rate first.
-    search = ["sweep=optuna", "optimizer.lr=1e-4,30", "sweep.runner.n_jobs=1", "sweep.study.trials=2"]
-    search += ["sweep.study.pruner.n_startup_trials=1", "sweep.study.sampler.seed=10"]
-    done = run(
-        "diva.train", "-m", *arguments, *search, f"hydra.sweep.dir={folder}", cache=shared_cache, cwd=tmp_path,
-        timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    sane, wild = find_runs(folder)
-    assert (sane.values["optimizer.lr"], wild.values["optimizer.lr"]) == ("1e-4", "30")
-    assert sane.outcome.status == "finished"
-    assert wild.outcome.status == "pruned"
-    assert wild.outcome.reason.endswith("at step 2 of 4")
-    first, worse = (
-        float(next(row["val/kl"] for row in metrics(r.folder) if row["val/kl"])) for r in (sane, wild)
-    )
-    assert worse > first
-    assert f"{worse:.4g}" in wild.outcome.reason
-    assert max(int(row["step"]) for row in metrics(wild.folder)) == 1
-    assert (wild.folder / "checkpoints" / "last.ckpt").is_file()
-    assert not (wild.folder / "export").exists()
-    assert "pruned" in done.stdout
-
-
-@real
 def test_a_preempted_job_goes_back_into_the_queue_and_resumes(arguments, shared_cache, tmp_path, monkeypatch):
     for name, value in environment(shared_cache).items():
         monkeypatch.setenv(name, value)
