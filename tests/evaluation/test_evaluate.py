@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
+import soundfile
+from conftest import noise
 
 from diva.cli import check_overrides, make
 from diva.errors import UserError
@@ -14,7 +16,7 @@ from diva.evaluation.results import read_results, write_results
 from diva.evaluation.runner import SAMPLES, read_answers, write_answers
 from diva.evaluation.samples import Answer
 from diva.evaluation.systems import Diva
-from diva.evaluation.tables import tables
+from diva.evaluation.tables import Result, gap, tables
 from tests.command_line import command, environment, run
 
 
@@ -149,6 +151,83 @@ def test_recorded_scores_of_question_answering_are_averaged(tmp_path):
     assert "recorded" in values["note"]
 
 
+# ---- a task with labels, in a folder of its own
+
+
+@pytest.fixture
+def jokes(tmp_path) -> Path:
+    """A folder of configs with the task `jokes`: three clips and one whose file is missing."""
+    lines = []
+    for row, label in enumerate(("true", "false", "true", "true")):
+        if row < 3:
+            soundfile.write(tmp_path / f"{row}.wav", noise(0.5, row), 16_000)
+        lines.append(json.dumps({"audio": f"{row}.wav", "text": f"joke {row}", "funny": label}) + "\n")
+    (tmp_path / "test.jsonl").write_text("".join(lines))
+    (tmp_path / "configs" / "task").mkdir(parents=True)
+    (tmp_path / "configs" / "task" / "jokes.yaml").write_text(
+        "defaults: [base]\nname: jokes\nsplit: test\nreference: funny\nquestion: Is it a joke?\n"
+        f"corpus: {{_target_: diva.data.jsonl.JsonlCorpus, _partial_: true, manifests: '{tmp_path}'}}\n"
+        "labels: {'Yes': 'true', 'No': 'false'}\n"
+        "metrics: [{_target_: diva.evaluation.metrics.Accuracy, labels: '${task.labels}'}]\n"
+    )
+    return tmp_path
+
+
+def score(jokes: Path, scores: list[int], *overrides: str) -> dict:
+    """results.json of a file that answers Yes to each of the three."""
+    rows = [{"id": f"{i}.wav", "prediction": "Yes", "score": s} for i, s in enumerate(scores)]
+    (jokes / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [
+        "task=jokes",
+        "system=predictions",
+        f"predictions={jokes / 'p.jsonl'}",
+        "name=theirs",
+        *overrides,
+    ]
+    config = check_overrides("evaluate", [*given, f"folder={jokes / 'out'}"], str(jokes / "configs"))
+    (folder,) = evaluate(config, "predictions")
+    return read_results(folder)
+
+
+def test_clips_that_the_corpus_left_out_are_counted(jokes):
+    values = score(jokes, [1, 0, 1])
+    assert (values["n"], values["skipped"]) == (3, {"missing file": 1})
+
+
+def test_recorded_scores_are_checked_against_the_task(jokes):
+    with pytest.raises(UserError, match="for 2 of 3 samples"):
+        score(jokes, [0, 1, 1])
+
+
+def test_another_question_is_another_task_and_another_place_is_not(jokes):
+    plain = score(jokes, [1, 0, 1])
+    other = score(jokes, [1, 0, 1], "task.question=Is it sad?")
+    assert other["task_hash"] != plain["task_hash"]
+    assert other["data_hash"] == plain["data_hash"]
+    moved = score(jokes, [1, 0, 1], f"task.corpus.manifests={{test: '{jokes / 'test.jsonl'}'}}")
+    assert (moved["task_hash"], moved["data_hash"]) == (plain["task_hash"], plain["data_hash"])
+
+
+def test_predictions_with_the_data_have_a_page_with_clips(jokes):
+    score(jokes, [1, 0, 1], "report=html")
+    (page,) = jokes.glob("out/jokes/*/report.html")
+    assert page.read_text().count("<audio") == 3
+
+
+def test_without_transcripts_there_is_no_ceiling(export, jokes, capsys):
+    given = [
+        "task=jokes",
+        "task.transcript=false",
+        f"system.model={export}",
+        "name=d",
+        f"folder={jokes / 'out'}",
+    ]
+    config = check_overrides("evaluate", [*given, "beside=[teacher]"], str(jokes / "configs"))
+    folders = evaluate(config, "diva")
+    assert [read_results(folder)["role"] for folder in folders] == ["system"]
+    assert "no ceiling: the data of jokes have no transcripts" in capsys.readouterr().err
+
+
 # ---- tables
 
 
@@ -171,7 +250,15 @@ def test_the_gap_is_measured_on_the_same_samples(tmp_path):
     result(tmp_path / "b", "system", [True] * 5 + [False] * 5)
     text = tables([tmp_path])
     assert "| system | 0.500 |  | 10 | 0 | -0.300 [-0.600, " in text
-    assert text.index("ceiling") < text.index("| system") < text.index("cascade")
+    rows = [line.split(" | ")[0] for line in text.splitlines()[2:]]
+    assert rows == ["| text LLM, true transcript (ceiling)", "| system", "| Whisper, then the LLM (cascade)"]
+
+
+def test_the_gap_is_on_the_samples_that_both_have(tmp_path):
+    result(tmp_path / "a", "ceiling", [True, True, False])
+    result(tmp_path / "b", "system", [True, False, False, True])
+    found = gap(Result.read(tmp_path / "b"), Result.read(tmp_path / "a"))
+    assert (found.value, found.n) == (pytest.approx(-1 / 3), 3)
 
 
 def test_every_system_stands_under_the_ceiling_of_its_own_llm(tmp_path):

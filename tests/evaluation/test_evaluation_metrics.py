@@ -53,6 +53,7 @@ def value(metric, of: list[Answer]) -> float:
         ("It is 224.", ["24"], 0.0),
         ("The word starts with A.", ["A"], 1.0),
         ("Parisian", ["Paris"], 0.0),
+        ("The answer is ４２.", ["42"], 1.0),
         ("", ["Paris"], 0.0),
     ],
 )
@@ -106,6 +107,13 @@ def test_f1_of_yes_as_the_authors_have_it():
     of = answers(*(pair for pair, count in counts.items() for _ in range(count)))
     assert value(F1(YES_NO, "Yes"), of) == pytest.approx(0.5977859778597786, abs=1e-12)
     assert value(Accuracy(YES_NO), of) == pytest.approx(0.5260869565217391, abs=1e-12)
+
+
+def test_f1_is_of_the_class_that_is_named_wherever_it_stands():
+    of = answers(("Yes", "true"), ("No", "true"), ("No", "false"), ("Yes", "false"), ("Yes", "true"))
+    for labels in (YES_NO, dict(reversed(YES_NO.items()))):
+        assert value(F1(labels, "Yes"), of) == pytest.approx(2 / 3)  # P 2/3, R 2/3
+        assert value(F1(labels, "No"), of) == pytest.approx(1 / 2)
 
 
 def test_always_yes_scores_two_thirds_where_half_are():
@@ -183,6 +191,22 @@ def test_pedants_says_why_it_cannot_be_had_and_the_next_metric_leads(monkeypatch
     assert headline(found).metric == "token_f1"
 
 
+def test_pedants_takes_the_best_reference_and_nothing_for_silence(monkeypatch):
+    class Judge:
+        def get_scores(self, references, said, question):
+            assert question == "where"
+            return {reference: {said: 0.9 if reference in said else 0.2} for reference in references}
+
+    module = type("M", (), {"PEDANT": Judge})
+    monkeypatch.setitem(__import__("sys").modules, "qa_metrics", type("Q", (), {"pedant": module}))
+    monkeypatch.setitem(__import__("sys").modules, "qa_metrics.pedant", module)
+    said = ("It is Bern", "", None)
+    of = [Answer(str(i), text, ("Rome", "Bern"), transcript="where") for i, text in enumerate(said)]
+    rows = Pedants().measure(of).rows[:, 0]
+    assert rows[:2].tolist() == [0.9, 0.0]
+    assert np.isnan(rows[2])
+
+
 def test_pedants_takes_recorded_scores():
     of = [Answer("a", "x", score=0.25), Answer("b", "y", score=0.75), Answer("c", None)]
     assert value(Pedants(), of) == 0.5
@@ -195,6 +219,14 @@ def test_bootstrap_of_a_share_agrees_with_the_normal_approximation():
     assert (low, high) == (pytest.approx(0.75 - half, abs=0.01), pytest.approx(0.75 + half, abs=0.01))
     assert bootstrap(Measure(rows, mean)) == (low, high)
     assert bootstrap(Measure(rows[:1], mean)) is None
+    fine = Measure(np.random.default_rng(3).standard_normal((60, 1)), mean)
+    assert bootstrap(fine) == bootstrap(fine) != bootstrap(fine, seed=1)
+
+
+def test_failed_answers_are_no_part_of_what_is_drawn():
+    of = answers(*[("a b", "b c"), ("b", "b"), ("x", "b")] * 5, *[(None, "b")] * 15)
+    (figure,) = figures(of, [TokenF1()])
+    assert figure.interval == figures(of[:15], [TokenF1()])[0].interval
 
 
 def test_paired_difference_knows_that_the_samples_are_the_same():

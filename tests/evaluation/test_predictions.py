@@ -94,6 +94,42 @@ def test_a_file_that_counts_from_elsewhere_is_caught(tmp_path, first):
         match(read_predictions(file), SAMPLES, file)
 
 
+def test_a_file_with_more_samples_than_the_task_is_caught(tmp_path):
+    file = authors_file(tmp_path / "outs.txt")
+    with pytest.raises(UserError, match="has ids that the task does not: 1 of them, such as 5"):
+        match(read_predictions(file), SAMPLES[:-1], file)
+
+
+def test_one_wrong_score_of_many_is_caught_where_scores_are_exact(tmp_path):
+    gold = GOLD * 10
+    samples = [Sample(str(i), i, (right,), None) for i, right in enumerate(gold)]
+    rows = [
+        {"id": str(i), "prediction": "Yes", "score": int(right == "true")} for i, right in enumerate(gold)
+    ]
+    file = jsonl(tmp_path / "x.jsonl", rows)
+    check_scores(match(read_predictions(file), samples, file), METRICS, file)
+    rows[17]["score"] = 1 - rows[17]["score"]
+    jsonl(file, rows)
+    with pytest.raises(UserError, match="for 1 of 60 samples, such as 17"):
+        check_scores(match(read_predictions(file), samples, file), METRICS, file)
+
+
+def test_bleu_may_differ_a_little_and_in_few_lines(tmp_path):
+    """Another version of a tokenizer moves some scores; lines of other samples move most."""
+    text = "ein guter Tag im Mai"
+    samples = [Sample(str(i), i, (text,), None) for i in range(20)]
+
+    def check(scores: list[float]) -> None:
+        rows = [{"id": str(i), "prediction": text, "score": score} for i, score in enumerate(scores)]
+        file = jsonl(tmp_path / "x.jsonl", rows)
+        check_scores(match(read_predictions(file), samples, file), [SentenceBleu("de")], file)
+
+    check([98.5] * 20)
+    check([50.0] * 2 + [100.0] * 18)
+    with pytest.raises(UserError, match="for 3 of 20 samples"):
+        check([50.0] * 3 + [100.0] * 17)
+
+
 def test_a_file_off_by_one_line_is_caught(tmp_path):
     """Its ids are right and complete, its lines one sample late."""
     file = authors_file(tmp_path / "outs.txt", [SAID[-1], *SAID[:-1]], [GOLD[-1], *GOLD[:-1]])

@@ -102,6 +102,13 @@ def test_a_system_that_always_fails_stops_the_evaluation(tmp_path):
         runner(system, tmp_path).run(MANIFEST, many)
 
 
+def test_failures_between_answers_do_not_stop_it(tmp_path):
+    many = [Sample(str(i), 0, ("x",), None) for i in range(60)]
+    system = System(fails=[s.id for s in many[::2]])
+    answers = runner(system, tmp_path, batch_size=1).run(MANIFEST, many)
+    assert sum(answer.error is not None for answer in answers) == 30
+
+
 def test_what_the_user_can_mend_is_no_failure_of_a_sample(tmp_path):
     with pytest.raises(UserError, match="out of memory"):
         runner(System(fails=["5"], error=UserError), tmp_path).run(MANIFEST, ITEMS)

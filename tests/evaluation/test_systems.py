@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from diva.errors import UserError
-from diva.evaluation.labels import label_tokens, which_label
+from diva.evaluation.labels import OnlyTokens, label_tokens, which_label
 from diva.evaluation.other_systems import OpenAIEndpoint, TransformersAudio
 from diva.evaluation.samples import Instruction, Sample
 from diva.evaluation.systems import Cascade, Diva, Teacher, TextLLM, beside, teacher
@@ -119,6 +119,14 @@ def test_labels_bind_every_system_to_the_likeliest_first_token(diva, labels):
         logits = diva.model(**inputs).logits[0, -1]
     likeliest = max(tokens, key=lambda token: float(logits[token]))
     assert diva.answer(SAMPLES[:1], PLAIN, 64, labels) == [tokens[likeliest]]
+
+
+def test_only_the_labels_tokens_are_left_each_with_its_own_score():
+    scores = torch.tensor([[0.1, 0.2, 0.3, 0.4], [4.0, 3.0, 2.0, 1.0]])
+    left = OnlyTokens([1, 2])(torch.zeros(2, 1, dtype=torch.long), scores)
+    infinity = float("inf")
+    expected = torch.tensor([[-infinity, 0.2, 0.3, -infinity], [-infinity, 3.0, 2.0, -infinity]])
+    assert torch.equal(left, expected)
 
 
 def test_labels_that_begin_alike_are_an_error(diva):

@@ -48,6 +48,11 @@ def test_samples_are_the_clips_with_an_answer():
     assert len(task(of.corpus(), max_samples=1).samples(of.open())) == 1
 
 
+def test_what_is_said_is_not_known_where_the_data_do_not_tell():
+    of = task(Corpus(answer=["x"]), transcript=False)
+    assert of.samples(of.open())[0].transcript is None
+
+
 def test_data_that_changed_have_another_hash():
     one, same, other = (
         (of := task(Corpus(answer=[answer]))).samples(of.open()) for answer in ("Rome", "Rome", "Bern")
