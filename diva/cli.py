@@ -34,11 +34,8 @@ _CANDIDATES = (Path(__file__).parent / "configs", Path(__file__).parent.parent /
 CONFIG_DIR = next((str(folder) for folder in _CANDIDATES if folder.is_dir()), str(_CANDIDATES[0]))
 _RESERVED = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 _DIFFERENCES_ONLY = {"experiment", "hydra"}  # groups whose files only change what others declare
-_FREE = {
-    "data.val_splits",
-    "logger",
-    "sweep.runner.parameters",
-}  # mappings whose keys are the user's to choose
+# Mappings whose keys are the user's to choose.
+_FREE = {"data.val_splits", "logger", "sweep.runner.parameters"}
 
 
 def exit_codes(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import pyarrow as pa
 import pyarrow.csv
 
+from diva import markdown
 from diva.cli import exit_codes
 from diva.errors import UserError
 
@@ -110,10 +111,10 @@ def results(summary: dict[str, Any]) -> str:
         "held-out sentences" if name == "val" else name.removeprefix("val_").replace("_", " ")
         for name in names
     ]
-    lines = ["| | " + " | ".join(header) + " |", "|---" * (len(names) + 1) + "|"]
-    for key, label in _FIGURES.items():
-        values = (f"{summary[f'{name}/{key}']:.3f}" for name in names)
-        lines.append(f"| {label} | " + " | ".join(values) + " |")
+    figures = [
+        [label, *(f"{summary[f'{name}/{key}']:.3f}" for name in names)] for key, label in _FIGURES.items()
+    ]
+    lines = markdown.table(["", *header], figures)
     threads = summary["machine"]["cpu_threads"]
     lines += [
         "",
@@ -121,12 +122,9 @@ def results(summary: dict[str, Any]) -> str:
         f" second, revision `{summary['revision']}`. Held-out questions, as the frozen LLM answers when it reads them"
         " and when it hears them (cut after 24 tokens):",
         "",
-        "| spoken question | teacher, reading | student, hearing |",
-        "|---|---|---|",
     ]
-    for row in summary["responses"]:
-        cells = (row[name].replace("|", "\\|") for name in ("question", "teacher", "student"))
-        lines.append("| " + " | ".join(cells) + " |")
+    said = [[row[name] for name in ("question", "teacher", "student")] for row in summary["responses"]]
+    lines += markdown.table(["spoken question", "teacher, reading", "student, hearing"], said)
     return "\n".join(lines)
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from diva import markdown
+
 # Terms under which its authors published each part, as far as this codebase knows the part.
 LICENCES = {
     "openai/whisper-tiny.en": "MIT",
@@ -117,6 +119,5 @@ def _licences(config: DictConfig, choices: dict[str, str], encoder: str, llm: st
 
 def _table(title: str, header: tuple[str, ...], rows: Any) -> str:
     lines = [title, ""] if title else []
-    lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines += markdown.table(header, rows)
     return "\n".join(lines) + "\n"

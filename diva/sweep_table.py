@@ -9,6 +9,7 @@ import pyarrow.csv
 from rich.console import Console
 from rich.table import Table
 
+from diva.markdown import spread, table
 from diva.sweep_folder import SweepRun
 
 _SEED = "seed"
@@ -71,9 +72,7 @@ def markdown(results: Results) -> str:
     lines: list[str] = []
     for header, rows in (_figures(results, "**{}**"), _others(results)):
         if rows:
-            cells = [[text.replace("|", "\\|") for text in row] for row in (header, *rows)]
-            cells.insert(1, ["---"] * len(header))
-            lines += ["| " + " | ".join(row) + " |" for row in cells] + [""]
+            lines += [*table(header, rows), ""]
     return "\n".join(lines)
 
 
@@ -81,10 +80,10 @@ def print_tables(results: Results, title: str) -> None:
     """Both tables to stdout."""
     for (header, rows), name in ((_figures(results, "{} *"), title), (_others(results), "not finished")):
         if rows:
-            table = Table(*header, title=name)
+            shown = Table(*header, title=name)
             for row in rows:
-                table.add_row(*row)
-            Console(markup=False).print(table)
+                shown.add_row(*row)
+            Console(markup=False).print(shown)
 
 
 def _figures(results: Results, mark: str) -> tuple[list[str], list[list[str]]]:
@@ -113,14 +112,6 @@ def _others(results: Results) -> tuple[list[str], list[list[str]]]:
             shown = " ".join(value for value in values if not value.endswith("="))
             rows.append([run.folder.name, shown, outcome.status, outcome.reason or _progress(run.folder)])
     return ["run", "overrides", "status", "reason"], rows
-
-
-def spread(values: list[float], digits: int = 4) -> str:
-    """Mean ± sample standard deviation; the value itself where there is one, nothing where there is none."""
-    if not values:
-        return ""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _short(value: str) -> str:

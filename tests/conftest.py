@@ -159,6 +159,13 @@ def tiny_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_run(tiny_overrides: list[str], tiny_release: Path) -> list[str]:
+    """Command-line overrides of a run on the tiny corpus, which logs every step."""
+    corpus = ["data=common_voice", f"data.root={tiny_release}", "data.batch_size=4"]
+    return [*tiny_overrides, *corpus, "log_every=1"]
+
+
+@pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder for tests that only need one to exist."""
     return tmp_path_factory.mktemp("cache")

@@ -28,19 +28,15 @@ def real(test):
 
 
 @pytest.fixture(scope="session")
-def arguments(tiny_overrides: list[str], tiny_release: Path) -> list[str]:
+def arguments(tiny_run: list[str]) -> list[str]:
     return [
-        *tiny_overrides,
-        "data=common_voice",
-        f"data.root={tiny_release}",
-        "data.batch_size=4",
+        *tiny_run,
         "objective=align_only",
         "optimizer.warmup_steps=1",
         "optimizer.gradient_clip=1e9",
         "max_steps=4",
         "val_every=2",
         "checkpoint_every=1",
-        "log_every=1",
         "sample_responses=0",
         "logger=csv",
     ]
@@ -83,6 +79,33 @@ def test_the_report_of_a_half_failed_sweep(half_failed, shared_cache, tmp_path):
     assert "| trian | 0 of 1 |" in table
     assert "| 1 | data.train_split=trian | failed | no split 'trian'" in table
     assert (tmp_path / "r" / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+@real
+def test_a_search_prunes_what_is_worse_than_the_median(arguments, shared_cache, tmp_path):
+    folder = tmp_path / "sweep"
+    # With this seed the sampler takes the sane learning rate first.
+    search = ["sweep=optuna", "optimizer.lr=0.0001,30", "sweep.runner.n_jobs=1", "sweep.study.trials=2"]
+    search += ["sweep.study.pruner.n_startup_trials=1", "sweep.study.sampler.seed=10"]
+    done = run(
+        "diva.train", "-m", *arguments, *search, f"hydra.sweep.dir={folder}", cache=shared_cache, cwd=tmp_path,
+        timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    sane, wild = find_runs(folder)
+    assert (sane.values["optimizer.lr"], wild.values["optimizer.lr"]) == ("0.0001", "30")
+    assert sane.outcome.status == "finished"
+    assert wild.outcome.status == "pruned"
+    assert wild.outcome.reason.endswith("at step 2 of 4")
+    first, worse = (
+        float(next(row["val/kl"] for row in metrics(r.folder) if row["val/kl"])) for r in (sane, wild)
+    )
+    assert worse > first
+    assert f"{worse:.4g}" in wild.outcome.reason
+    assert max(int(row["step"]) for row in metrics(wild.folder)) == 1
+    assert (wild.folder / "checkpoints" / "last.ckpt").is_file()
+    assert not (wild.folder / "export").exists()
+    assert "pruned" in done.stdout
 
 
 @real
@@ -190,7 +213,7 @@ def test_exit_codes(tmp_path):
 def test_a_sweep_told_to_end_lets_its_runs_save(monkeypatch, tmp_path, sent, capfd):
     saves = "import signal, sys, time; here = sys.argv[1]; "
     saves += "signal.signal(signal.SIGTERM, lambda *_: (open(here + '/saved', 'w'), sys.exit(143))); "
-    saves += "open(here + '/here', 'w'); time.sleep(60)"
+    saves += "open(here + '/here', 'w'); [time.sleep(0.05) for _ in range(1200)]"
     stand_in(monkeypatch, saves)
 
     def in_a_terminal() -> None:  # whoever runs the tests may have this process ignore Ctrl-C

@@ -23,18 +23,14 @@ STEPS = 10
 
 
 @pytest.fixture(scope="session")
-def arguments(tiny_overrides: list[str], tiny_release: Path) -> list[str]:
+def arguments(tiny_run: list[str]) -> list[str]:
     return [
-        *tiny_overrides,
-        "data=common_voice",
-        f"data.root={tiny_release}",
-        "data.batch_size=4",
+        *tiny_run,
         "objective.distill_from_step=3",
         "optimizer.warmup_steps=2",
         f"max_steps={STEPS}",
         "val_every=5",
         "checkpoint_every=2",
-        "log_every=1",
         "sample_responses=2",
     ]
 

@@ -17,6 +17,7 @@ from diva.evaluation.pictures import Bar, Panel
 from diva.evaluation.results import RESULTS
 from diva.evaluation.seeds import Runs, difference
 from diva.evaluation.tables import Result, Table, brackets, check_comparable, measure
+from diva.markdown import spread
 
 TRAINING = "train_summary.json"
 _BESIDE = {"teacher": "text LLM, true transcript (ceiling)", "cascade": "Whisper, then the LLM (cascade)"}
@@ -237,7 +238,10 @@ def _training_table(runs: Sequence[Runs]) -> list[str]:
     keys = [key for key in _TRAINING if any(_trained(run, key) for run in runs)]
     if not keys:
         return ["Training figures: not at hand."]
-    rows = [[run.label, *(_spread(_trained(run, key), key) for key in keys)] for run in runs]
+    rows = [
+        [run.label, *(spread(_trained(run, key), 1 if key == "seconds" else 3) for key in keys)]
+        for run in runs
+    ]
     table = Table(("training, mean ± SD over seeds", *(_TRAINING[key] for key in keys)), rows)
     return [
         *table.markdown(),
@@ -249,15 +253,6 @@ def _training_table(runs: Sequence[Runs]) -> list[str]:
 def _trained(run: Runs, key: str) -> list[float]:
     scale = 60.0 if key == "seconds" else 1.0
     return [summary[key] / scale for summary in run.training if key in summary]
-
-
-def _spread(values: Sequence[float], key: str) -> str:
-    digits = 1 if key == "seconds" else 3
-    if not values:
-        return ""
-    return f"{np.mean(values):.{digits}f}" + (
-        f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    )
 
 
 def _sd(values: Sequence[float]) -> str:

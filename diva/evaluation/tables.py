@@ -12,6 +12,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 
+from diva import markdown
 from diva.cli import exit_codes
 from diva.errors import UserError
 from diva.evaluation.intervals import Difference, paired_difference
@@ -76,12 +77,7 @@ class Table:
 
     def markdown(self) -> list[str]:
         """Its lines, the first column on the left, the others on the right."""
-        lines = [f"| {' | '.join(self.header)} |", f"|---|{'---:|' * (len(self.header) - 1)}"]
-        return lines + [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in self.rows]
-
-
-def _escaped(cell: str) -> str:
-    return cell.replace("|", "\\|")
+        return markdown.table(self.header, self.rows, numbers=True)
 
 
 def table(results: Sequence[Result]) -> str:
