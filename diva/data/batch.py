@@ -29,7 +29,8 @@ class BatchPlan(NamedTuple):
 class SpeechBatch:
     """B clips of one bucket. A row that is empty, or whose clip was at fault, has no samples and no tokens."""
 
-    waveforms: Tensor  # [B, S] float32 at 16 kHz, zero-padded to the bucket's S
+    # [B, S] float32 at 16 kHz, zero-padded to the bucket's S; [B, 0] where nobody hears them
+    waveforms: Tensor
     samples: Tensor  # [B] int64, samples of each clip; 0 for an empty row
     token_ids: Tensor  # [B, N] int64 transcript tokens without special tokens, zero-padded to N = max_tokens
     tokens: Tensor  # [B] int64, transcript tokens of each clip; 0 for an empty row
@@ -73,26 +74,28 @@ class SpeechDataset(Dataset[SpeechBatch]):
     """Loads whole batches: give it to a DataLoader with `batch_size=None` and a sampler of BatchPlans.
 
     A clip that cannot be decoded, or turns out longer than its bucket (a wrong entry in clip_durations.tsv),
-    leaves its row empty and is named in `faults`: one bad file never ends a run.
+    leaves its row empty and is named in `faults`: one bad file never ends a run. `heard=False` leaves out the
+    waveforms of a manifest that is decoded, for those who have the encoder's frames of its clips.
     """
 
-    def __init__(self, manifest: Manifest, tokenizer: PreTrainedTokenizerBase, max_tokens: int):
+    def __init__(
+        self, manifest: Manifest, tokenizer: PreTrainedTokenizerBase, max_tokens: int, heard: bool = True
+    ):
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self.heard = heard
 
     def __len__(self) -> int:
         return len(self.manifest)
 
     def __getitem__(self, plan: BatchPlan) -> SpeechBatch:
         rows = len(plan.clips)
-        batch = SpeechBatch(
-            waveforms=torch.zeros(rows, plan.padded_samples),
-            samples=torch.zeros(rows, dtype=torch.int64),
-            token_ids=torch.zeros(rows, self.max_tokens, dtype=torch.int64),
-            tokens=torch.zeros(rows, dtype=torch.int64),
-            clips=torch.full((rows,), EMPTY_ROW),
-        )
+        waveforms = torch.zeros(rows, plan.padded_samples if self.heard else 0)
+        token_ids = np.zeros((rows, self.max_tokens), dtype=np.int64)
+        # Plain numbers until the end: to set one in a tensor takes longer than to look up its clip.
+        samples, tokens, clips = [0] * rows, [0] * rows, [EMPTY_ROW] * rows
+        faults = []
         for row, clip in enumerate(plan.clips):
             if clip == EMPTY_ROW:
                 continue
@@ -100,17 +103,26 @@ class SpeechDataset(Dataset[SpeechBatch]):
                 waveform, ids = self._waveform(clip, plan.padded_samples), self._tokens(clip)
             except AudioFault as fault:
                 clip_id = self.manifest.clips["clip_id"][clip].as_py()
-                batch.faults.append(Skip(clip_id, fault.reason, fault.detail))
+                faults.append(Skip(clip_id, fault.reason, fault.detail))
                 continue
-            batch.waveforms[row, : len(waveform)] = torch.from_numpy(waveform)
-            batch.samples[row] = len(waveform)
-            batch.token_ids[row, : len(ids)] = torch.tensor(ids)
-            batch.tokens[row] = len(ids)
-            batch.clips[row] = clip
-        return batch
+            waveforms[row, : len(waveform)] = torch.from_numpy(waveform)
+            token_ids[row, : len(ids)] = ids
+            listed = self.manifest.durations[clip]
+            samples[row] = len(waveform) if self.heard else round(float(listed) * SAMPLE_RATE)
+            tokens[row], clips[row] = len(ids), clip
+        return SpeechBatch(
+            waveforms=waveforms,
+            samples=torch.tensor(samples),
+            token_ids=torch.from_numpy(token_ids),
+            tokens=torch.tensor(tokens),
+            clips=torch.tensor(clips),
+            faults=faults,
+        )
 
     def _waveform(self, clip: int, limit: int) -> np.ndarray:
         """[S] of a clip, S <= limit. The silent tail absorbs listed durations that are a little short."""
+        if not self.heard:
+            return np.empty(0, dtype=np.float32)
         waveform = self.manifest.waveform(clip)
         if len(waveform) > limit:
             listed = self.manifest.durations[clip]

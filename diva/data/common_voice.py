@@ -1,26 +1,35 @@
-"""The official Common Voice release, of any language and year, as a folder or as its .tar.gz.
+"""The official Common Voice release, of any language and year, as a folder, as its .tar.gz or as a .tar.
 
 Layout: RELEASE/LOCALE/clips/*.mp3, train.tsv, dev.tsv, test.tsv, validated.tsv, ... and clip_durations.tsv.
 """
 
 import codecs
-import gzip
-import tarfile
-import zlib
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import rich.progress
-from rich.console import Console
 
 from diva.audio import WHISPER_SECONDS
+from diva.data.archive import (
+    TarAudio,
+    TornArchive,
+    identity,
+    plain_tar,
+    progress_open,
+    read_members,
+    read_table,
+    write_rows,
+)
 from diva.data.decoded import build_once
-from diva.data.manifest import AudioFiles, Manifest, Skip, list_files, named_columns, sound_clips
+from diva.data.manifest import AudioFiles, AudioSource, Manifest, Skip, list_files, named_columns, sound_clips
 from diva.errors import UserError
 from diva.pretrained import cache_dir
 
@@ -37,12 +46,16 @@ class CommonVoice:
     """A corpus in the layout of a Common Voice release.
 
     `root` is a release folder with one folder a locale, a locale's own folder, a folder that holds releases, or
-    the .tar.gz of any of them, which is unpacked once into the cache. `locale` may be left out where there is
-    only one. Raises UserError where no such layout is found.
+    the archive of any of them: a .tar, read where it is, or a .tar.gz, inflated once into the cache. `locale` may
+    be left out where there is only one. Raises UserError where no such layout is found.
     """
 
     def __init__(self, root: str | Path, locale: str | None = None, max_seconds: float = WHISPER_SECONDS):
-        self.folder = _choose_locale(Path(root).expanduser(), locale)
+        root = Path(root).expanduser()
+        if not root.exists():
+            raise UserError(f"no Common Voice release at {root}: give its folder or its .tar.gz as data.root")
+        self.archive = None if root.is_dir() else _index(root)
+        self.folder = _choose_locale(root, self.archive.tables if self.archive else root, locale)
         self.max_seconds = max_seconds
 
     def splits(self) -> list[str]:
@@ -52,7 +65,7 @@ class CommonVoice:
 
     def manifest(self, split: str) -> Manifest:
         """The clips of SPLIT.tsv. Raises UserError for a split that is not there, naming those that are."""
-        splits, clips_folder, tsv = self.splits(), self.folder / "clips", self.folder / f"{split}.tsv"
+        splits, tsv = self.splits(), self.folder / f"{split}.tsv"
         if split not in splits:
             raise UserError(
                 f"no split {split!r} in {self.folder} (a TSV file with the columns path and sentence),"
@@ -63,23 +76,85 @@ class CommonVoice:
         speaker = "client_id" if "client_id" in columns else None
         columns = named_columns(columns, clip_id="path", text="sentence", speaker=speaker)
         listed = columns["clip_id"]
-        files = _find_files(clips_folder, listed)
         columns["duration"] = _listed_durations(self.folder / "clip_durations.tsv", listed)
+        audio, missing = self._find_audio(listed)
         damaged = pc.or_(*(pc.match_substring(columns[name], _NOT_UTF8) for name in ("clip_id", "text")))
+        where = self.archive.tar if self.archive else self.folder / "clips"
         faults = [
             ("damaged row", "its characters are not UTF-8", damaged.to_numpy()),
-            ("missing file", f"not in {clips_folder}", files.is_null().to_numpy()),
+            ("missing file", f"not in {where}", missing),
         ]
         del listed
-        audio = AudioFiles(clips_folder, files, self.max_seconds)
         return sound_clips(columns, audio, self.max_seconds, faults, skipped, str(tsv))
 
+    def _find_audio(self, listed: pa.ChunkedArray) -> tuple[AudioSource, np.ndarray]:
+        """The audio of each listed path [n], and the mask [n] of those that are not there."""
+        if self.archive:
+            members = self.archive.clips(self.folder)
+            found = _find_names(listed, members["name"].combine_chunks())
+            audio: AudioSource = TarAudio((self.archive.tar,), members.take(found), self.max_seconds)
+        else:
+            clips = self.folder / "clips"
+            names = _file_names(clips)
+            found = _find_names(listed, names)
+            audio = AudioFiles(clips, pa.chunked_array([names.take(found)]), self.max_seconds)
+        return audio, found.is_null().to_numpy(zero_copy_only=False)
 
-def _choose_locale(root: Path, locale: str | None) -> Path:
-    """The folder of the one locale asked for, or of the only one there is."""
-    if not root.exists():
-        raise UserError(f"no Common Voice release at {root}: give its folder or its .tar.gz as data.root")
-    folder = root if root.is_dir() else _unpack(root)
+
+@dataclass(frozen=True)
+class _Archive:
+    """What the cache knows about a release that is one file."""
+
+    tar: Path
+    tables: Path  # the folders and TSV files of the release, without clips
+    index: Path  # of every clip: archive int32, always 0; name string; offset, size int64
+
+    def clips(self, locale: Path) -> pa.Table:
+        """The members in the folder clips/ of a locale, by their names in it."""
+        folder = f"{(locale / 'clips').relative_to(self.tables).as_posix()}/"
+        members = read_table(self.index)
+        members = members.filter(pc.starts_with(members["name"], folder))
+        names = pc.utf8_slice_codeunits(members["name"], len(folder))
+        return members.set_column(members.column_names.index("name"), "name", names)
+
+
+_CLIP_SCHEMA = pa.schema(
+    [("archive", pa.int32()), ("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())]
+)
+
+
+def _index(archive: Path) -> _Archive:
+    """The archive's tables and where its clips lie, in the cache. Raises UserError for one that is damaged."""
+    name = f"{archive.name.split('.tar')[0]}-{sha256(identity(archive).encode()).hexdigest()[:12]}"
+
+    def build(folder: Path) -> None:
+        tar = plain_tar(archive, folder)
+        try:
+            with progress_open(tar, "indexing") as file:
+                write_rows(folder / "clips.arrow", _CLIP_SCHEMA, _clips(file, folder / "tables"))
+        except TornArchive as error:
+            raise UserError(f"{archive} is damaged, or no tar archive; fetch it again: {error}") from error
+
+    folder = build_once(cache_dir() / "archives" / name, build)
+    inflated = folder / "archive.tar"
+    return _Archive(inflated if inflated.exists() else archive, folder / "tables", folder / "clips.arrow")
+
+
+def _clips(file: BinaryIO, tables: Path) -> Iterator[tuple[int, str, int, int]]:
+    """The clips of a release, in the columns of the index; its tables are written below `tables` on the way."""
+    tables.mkdir()
+    for name, offset, size in read_members(file):
+        parent, base = posixpath.split(name)
+        if posixpath.basename(parent) == "clips":
+            yield 0, name, offset, size
+        elif base.endswith(".tsv") and (tables / name).resolve().is_relative_to(tables.resolve()):
+            (tables / parent / "clips").mkdir(parents=True, exist_ok=True)
+            file.seek(offset)
+            (tables / name).write_bytes(file.read(size))
+
+
+def _choose_locale(root: Path, folder: Path, locale: str | None) -> Path:
+    """The folder of the one locale asked for, or of the only one there is, in the `folder` that `root` stands for."""
     # The folder is a locale, or holds locales, or holds releases of them.
     for clips in ("clips", "*/clips", "*/*/clips"):
         if found := sorted(path.parent for path in folder.glob(clips) if any(path.parent.glob("*.tsv"))):
@@ -96,47 +171,6 @@ def _choose_locale(root: Path, locale: str | None) -> Path:
             f"{root} holds several corpora, choose with data.locale or a deeper data.root: {names}"
         )
     return found[0]
-
-
-def _unpack(archive: Path) -> Path:
-    """The folder in the cache with what the .tar.gz holds; unpacked where it is not there yet.
-
-    Raises UserError for an archive that is damaged, truncated, or would write outside that folder.
-    """
-    stat = archive.stat()
-    identity = f"{archive.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-    name = f"{archive.name.split('.tar')[0]}-{sha256(identity.encode()).hexdigest()[:12]}"
-
-    def extract(folder: Path) -> None:
-        try:
-            with (
-                rich.progress.open(
-                    archive, "rb", description=f"unpacking {archive.name}", console=Console(stderr=True)
-                ) as compressed,
-                gzip.GzipFile(fileobj=compressed) as stream,
-            ):
-                with tarfile.open(fileobj=stream, mode="r|") as tar:
-                    _extract_files(tar, folder)
-                # tarfile stops at the end mark; only reading on shows whether the checksum is right.
-                while stream.read(1 << 20):
-                    pass
-        except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise UserError(f"{archive} is damaged, or no .tar.gz; fetch it again: {error}") from error
-
-    return build_once(cache_dir() / "corpora" / name, extract)
-
-
-def _extract_files(tar: tarfile.TarFile, folder: Path) -> None:
-    """Extract plain files and folders. Raises tarfile.TarError for anything else, and for what lies outside.
-
-    By hand, because Python has its own filter only from 3.11.4 on, and Debian 12 comes with 3.11.2.
-    """
-    tar.extraction_filter = getattr(tarfile, "data_filter", None)
-    root = folder.resolve()
-    for member in tar:
-        if not (member.isfile() or member.isdir()) or not (root / member.name).resolve().is_relative_to(root):
-            raise tarfile.TarError(f"{member.name} is no file of its own folder")
-        tar.extract(member, folder, set_attrs=False)
 
 
 def _header(tsv: Path) -> list[str]:
@@ -186,24 +220,28 @@ def _read_tsv(tsv: Path, skipped: list[Skip]) -> dict[str, pa.ChunkedArray]:
     return {name: columns.pop(name).unify_dictionaries() for name in read}
 
 
-def _find_files(folder: Path, listed: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The file in `folder` for each listed path [n], null where there is none.
-
-    A name is found too when it differs in case or in Unicode form, or lacks its ending, as in the first releases.
-    """
+def _file_names(folder: Path) -> pa.Array:
+    """The names of the files in a folder, string. Raises UserError where it cannot be read."""
     names = list_files(folder)
     chunks = iter(lambda: pa.array(list(islice(names, 1 << 16)), pa.string()), pa.array([], pa.string()))
     try:
-        files = pa.chunked_array(chunks, pa.string()).combine_chunks()
+        return pa.chunked_array(chunks, pa.string()).combine_chunks()
     except OSError as error:
         raise UserError(f"cannot read the clips of the release in {folder}: {error.strerror}") from error
-    where = pc.index_in(listed, files).combine_chunks()
+
+
+def _find_names(listed: pa.ChunkedArray, names: pa.Array) -> pa.Array:
+    """The place in `names` of each listed path, int32 [n], null where there is none.
+
+    A name is found too when it differs in case or in Unicode form, or lacks its ending, as in the first releases.
+    """
+    where = pc.index_in(listed, names).combine_chunks()
     for ending in ("", ".mp3"):
         if where.null_count:
             lost = where.is_null()
             wanted = pc.binary_join_element_wise(_alike(listed.filter(lost)), ending, "")
-            where = pc.replace_with_mask(where, lost, pc.index_in(wanted, _alike(files)).combine_chunks())
-    return pa.chunked_array([files.take(where)])
+            where = pc.replace_with_mask(where, lost, pc.index_in(wanted, _alike(names)).combine_chunks())
+    return where
 
 
 def _alike(names: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:

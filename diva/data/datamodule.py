@@ -81,6 +81,7 @@ class SpeechDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.skipped_tsv = Path(skipped_tsv)
         self._splits: dict[str, Manifest] = {}
+        self._unheard: set[str] = set()
         self._run_faults: dict[str, dict[str, Skip]] = {}  # split -> clip_id -> fault found while training
 
     # -- what there is ------------------------------------------------------------------------------------------
@@ -149,6 +150,10 @@ class SpeechDataModule(LightningDataModule):
         lines.append(f"left out: {reasons or 'none'}")
         return "\n".join(lines)
 
+    def leave_out_waveforms(self, split: str) -> None:
+        """Loaders made from now on do not read the waveforms of a split, whose clips are decoded."""
+        self._unheard.add(split)
+
     # -- loaders ------------------------------------------------------------------------------------------------
 
     @property
@@ -165,37 +170,39 @@ class SpeechDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> ResumableLoader:
-        dataset = SpeechDataset(self.train, self.tokenizer, self.max_tokens)
-        return ResumableLoader(dataset, self._train_sampler(), **self._loader_options())
+        dataset = self._dataset(self.train_split)
+        return ResumableLoader(dataset, self._train_sampler(), **self._loader_options(self.train_split))
 
     def val_dataloader(self) -> list[DataLoader[SpeechBatch]]:
         """One loader for each of `val_splits`, in order; rank r takes every world_size-th batch."""
-        return [
-            DataLoader(
-                SpeechDataset(manifest, self.tokenizer, self.max_tokens),
-                batch_size=None,
-                sampler=EvalBatchSampler(
-                    manifest.durations,
-                    self._edges_for(manifest),
-                    self.val_batch_size,
-                    self._rank,
-                    self._world_size,
-                ),
-                **self._loader_options(),
-            )
-            for manifest in self.val.values()
-        ]
+        return [self._val_dataloader(split) for split in self.val_splits.values()]
+
+    def _val_dataloader(self, split: str) -> DataLoader[SpeechBatch]:
+        manifest = self._splits[split]
+        edges = self._edges_for(manifest)
+        sampler = EvalBatchSampler(
+            manifest.durations, edges, self.val_batch_size, self._rank, self._world_size
+        )
+        return DataLoader(
+            self._dataset(split), batch_size=None, sampler=sampler, **self._loader_options(split)
+        )
+
+    def _dataset(self, split: str) -> SpeechDataset:
+        heard = split not in self._unheard
+        return SpeechDataset(self._splits[split], self.tokenizer, self.max_tokens, heard)
 
     def _edges_for(self, manifest: Manifest) -> list[float]:
         """The training buckets, and one more where a clip is longer than all of them."""
         (longest,) = bucket_edges(manifest.durations, num_buckets=1)
         return self._edges if longest <= self._edges[-1] else [*self._edges, longest]
 
-    def _loader_options(self) -> dict:
+    def _loader_options(self, split: str) -> dict:
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        # A batch without waveforms takes less time to make than to receive from another process.
+        workers = 0 if split in self._unheard else self.num_workers
         return {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
             "pin_memory": on_cuda,
             # Loaders seed their workers from a generator: the global one would be moved by every new iterator.
             "generator": torch.Generator().manual_seed(self.seed),

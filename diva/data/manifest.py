@@ -25,7 +25,8 @@ _OWN_COLUMNS = ("clip_id", "text", "duration", "speaker")
 class Skip:
     """A clip that was left out, never silently.
 
-    `reason` is one of: empty text, missing file, damaged audio, silence, zero length, too long, damaged row.
+    `reason` is one of: empty text, missing text, missing file, damaged audio, silence, zero length, too long,
+    damaged row, torn archive (of many clips, one Skip).
     """
 
     clip_id: str

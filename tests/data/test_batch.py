@@ -38,7 +38,7 @@ class ByteTokenizer:
         return {"input_ids": [special + list(text.encode()) for text in texts]}
 
 
-def dataset(real_seconds: list[float] = SECONDS) -> SpeechDataset:
+def dataset(real_seconds: list[float] = SECONDS, heard: bool = True) -> SpeechDataset:
     clips = pa.table(
         {
             "clip_id": [f"clip{i}" for i in range(len(TEXTS))],
@@ -48,7 +48,7 @@ def dataset(real_seconds: list[float] = SECONDS) -> SpeechDataset:
         }
     )
     manifest = Manifest(clips, Tones(tuple(real_seconds)), np.arange(len(TEXTS)))
-    return SpeechDataset(manifest, ByteTokenizer(), MAX_TOKENS)
+    return SpeechDataset(manifest, ByteTokenizer(), MAX_TOKENS, heard)
 
 
 def test_a_batch_holds_waveforms_and_transcripts_padded_to_the_shape_of_its_bucket():
@@ -66,6 +66,18 @@ def test_a_batch_holds_waveforms_and_transcripts_padded_to_the_shape_of_its_buck
     assert batch.clips.tolist() == [2, -1, 0]
     assert batch.valid.tolist() == [True, False, True]
     assert batch.faults == []
+
+
+def test_a_batch_that_nobody_hears_is_the_same_without_its_waveforms():
+    plan = BatchPlan([2, -1, 0], padded_samples(2.0))
+    # Were it read, the audio would be at fault.
+    unheard, batch = dataset([-1.0] * len(TEXTS), heard=False)[plan], dataset()[plan]
+
+    assert unheard.waveforms.shape == (3, 0)
+    for name in ("samples", "token_ids", "tokens", "clips"):
+        assert getattr(unheard, name).equal(getattr(batch, name))
+    assert unheard.faults == []
+    assert [len(part) for part in unheard.micro_batches(2)] == [2, 1]
 
 
 def test_a_damaged_clip_leaves_its_row_empty_and_is_named():

@@ -7,13 +7,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hydra.utils import instantiate
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from diva.audio import SAMPLE_RATE
+from diva.cli import check_overrides
 from diva.data.datamodule import SpeechDataModule
 from diva.data.manifest import Manifest, Skip
 from diva.errors import AudioFault, UserError
+from diva.models.build import build, load_tokenizer
+from diva.train import make_data, make_module
 
 CLIPS = 30  # 8 batches of 4 an epoch
 
@@ -215,6 +219,37 @@ def test_validations_come_in_their_order_and_whole(make):
     module = fit(make(num_workers=1), max_steps=1, limit_val_batches=1.0, val_check_interval=1)
     assert [index for index, _ in module.validated] == [0, 1]
     assert all(sorted(clips) == [0, 1, 2, 3] for _, clips in module.validated)
+
+
+def test_waveforms_are_left_out_of_the_splits_that_nobody_hears(make):
+    made = make(num_workers=2)
+    made.setup("fit")
+    made.leave_out_waveforms("train")
+    made.leave_out_waveforms("unseen_voice")
+    loaders = [made.train_dataloader(), *made.val_dataloader()]
+    widths = [next(iter(loader)).waveforms.shape[1] for loader in loaders]
+    assert [width > 0 for width in widths] == [False, True, False]
+    assert [loader.num_workers for loader in loaders] == [0, 2, 0]
+
+
+def test_a_run_that_keeps_the_encoders_frames_does_not_load_waveforms(
+    tiny_overrides, tiny_release, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DIVA_CACHE", str(tmp_path))
+    overrides = ["data=common_voice", f"data.root={tiny_release}", "data.batch_size=4", "max_steps=1"]
+    config = check_overrides("train", [*overrides, *tiny_overrides])
+    model_config = instantiate(config.model)
+    tokenizer = load_tokenizer(model_config.llm.name)
+    for gigabytes, width in {0.0: True, 1.0: False}.items():
+        config.precompute.encoder_frames_gb = gigabytes
+        data = make_data(config.data, tokenizer, model_config.adapter.num_query_tokens, tmp_path)
+        data.setup("fit")
+        module = make_module(config, build(model_config, tokenizer))
+        strategy = SimpleNamespace(barrier=lambda name: None)
+        module._trainer = SimpleNamespace(datamodule=data, strategy=strategy)
+        module.on_fit_start()
+        loaders = [data.train_dataloader(), *data.val_dataloader()]
+        assert [next(iter(loader)).waveforms.shape[1] > 0 for loader in loaders] == [width, width]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
