@@ -1,10 +1,21 @@
-"""Real subprocesses of diva's commands, on one thread each."""
+"""Processes of diva's commands, on one thread each."""
 
+import atexit
 import csv
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest.mock import patch
+
+# torch, Lightning and transformers take longer to import than most commands to run: a process that has imported
+# them, and done nothing else, forks into each command. What `Popen(command(...))` starts is imported anew.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["diva.train", "diva.evaluate", "diva.generate", "diva.demo", "diva.plan"])
 
 
 def environment(cache: Path) -> dict[str, str]:
@@ -25,15 +36,41 @@ def command(module: str, *arguments: str) -> list[str]:
 def run(
     module: str, *arguments: str, cache: Path, cwd: Path, timeout: float = 200
 ) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(module, *arguments),
-        cwd=cwd,
-        env=environment(cache),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    """`python -m module arguments`, from its first line to its exit status."""
+    variables = environment(cache)
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, variables):
+        forkserver.ensure_running()
+        outputs = Path(folder, "stdout"), Path(folder, "stderr")
+        given = module, [str(argument) for argument in arguments], cwd, variables, outputs
+        process = _PROCESSES.Process(target=_main, args=given)
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(command(module, *arguments), timeout, *map(_text, outputs))
+        return subprocess.CompletedProcess(
+            command(module, *arguments), process.exitcode, *map(_text, outputs)
+        )
+
+
+def _main(
+    module: str, arguments: list[str], cwd: Path, variables: dict[str, str], outputs: tuple[Path, Path]
+) -> None:
+    for number, file in enumerate([Path(os.devnull), *outputs]):
+        os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(cwd)
+    sys.argv = [module, *arguments]
+    sys.modules.pop(module, None)  # runpy warns of what is imported already
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing leaves them out
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
 
 
 def metrics(run_folder: Path) -> list[dict[str, str]]:
