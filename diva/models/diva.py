@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from diva.models.adapter import GROUPED
 from diva.models.config import DivaConfig
 from diva.models.encoder import SpeechEncoder
 from diva.models.processor import DivaProcessor
@@ -50,6 +51,9 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.encoder = encoder
         self.adapter = adapter
         self.llm = llm.requires_grad_(False)
+        if config.llm.attention == "eager":
+            # The same products, without a copy of the keys for each head.
+            llm.set_attn_implementation(GROUPED)
         self.processor = processor
         self.generation_config = llm.generation_config
         prompt = user_turn(processor.tokenizer, config.llm.system_prompt)
@@ -91,6 +95,8 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Each row's suffix follows its own last token; what is padded comes after the suffix, where causal
         attention cannot look, so no mask is needed.
         """
+        if token_ids.device.type != "xla":  # where another width would be compiled anew
+            token_ids = token_ids[:, : int(tokens.max())]
         suffix = self.suffix_ids.expand(len(token_ids), -1)
         position = torch.arange(suffix.shape[1], device=token_ids.device) + tokens.unsqueeze(1)
         ids = nn.functional.pad(token_ids, (0, suffix.shape[1])).scatter(1, position, suffix)
