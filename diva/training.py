@@ -7,6 +7,7 @@ the global batch: its denominator has to be known before the first backward pass
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -20,8 +21,10 @@ from diva.checkpoints import adapter_state, check_adapter_keys
 from diva.data.batch import SpeechBatch
 from diva.errors import UserError
 from diva.models.diva import DivaForConditionalGeneration
-from diva.objectives import Objective, align_distances, distill_distances
+from diva.objectives import Objective, align_distances, distill_distances, last_virtual_tokens
 from diva.precompute import FrameTable, Precompute, TeacherTable
+from diva.strategies import FSDP2Strategy, shard_model
+from diva.tpu import end_of_graph
 
 _MEASURES = ("alignment_accuracy", "first_token_agreement", "kl")
 
@@ -59,9 +62,20 @@ class DivaTraining(LightningModule):
         self.teacher: dict[str, TeacherTable] = {}
         self.frames: dict[str, FrameTable] = {}
 
+    def configure_model(self) -> None:
+        if isinstance(self.trainer.strategy, FSDP2Strategy):
+            shard_model(self.model, self.device_mesh)
+
     def configure_optimizers(self):
         optimizer = self.optimizer_factory(self.model.adapter.parameters())
         return [optimizer], [self.schedule_factory(optimizer)]
+
+    def transfer_batch_to_device(
+        self, batch: SpeechBatch, device: torch.device, dataloader_idx: int
+    ) -> SpeechBatch:
+        # XLA would have to run what it has traced before the host could count clips: there each micro-batch
+        # follows when it is used.
+        return batch if device.type == "xla" else batch.to(device)
 
     def on_fit_start(self) -> None:
         data, barrier = self.trainer.datamodule, self.trainer.strategy.barrier
@@ -72,6 +86,7 @@ class DivaTraining(LightningModule):
             frames = FrameTable.build(self.model, manifest, self.precompute.encoder_frames_gb, barrier)
             if frames is not None:
                 self.frames[split] = frames
+                data.leave_out_waveforms(split)
 
     def virtual_tokens(self, batch: SpeechBatch, split: str) -> Tensor:
         """v [B, Q, D] of a batch of a split."""
@@ -95,7 +110,7 @@ class DivaTraining(LightningModule):
         sums = torch.zeros(2, device=self.device)
         optimizer.zero_grad()
         for number, micro in enumerate(micro_batches, start=1):
-            distill, align = self.loss_sums(micro, distills)
+            distill, align = self.loss_sums(micro.to(self.device), distills)
             loss = self.objective.distill_weight * distill / max(clips, 1)
             loss = loss + self.objective.align_weight * align / max(tokens, 1)
             last = number == len(micro_batches)
@@ -103,13 +118,18 @@ class DivaTraining(LightningModule):
                 # DDP averages gradients over ranks, while the denominators above are already global.
                 self.manual_backward(loss * self.trainer.world_size)
             sums += torch.stack([distill.detach(), align.detach()])
-        if self.gradient_clip > 0:
-            # Not Lightning's: it refuses fused optimizers, for the sake of a gradient scaler that bf16 has not.
-            torch.nn.utils.clip_grad_norm_(self.model.adapter.parameters(), self.gradient_clip)
+            if not last:
+                end_of_graph(self.device)  # one program for all micro-batches, not one that repeats itself
         optimizer.step()
         self.lr_schedulers().step()
         self._log_step(sums, clips, tokens, distills)
         self.trainer.datamodule.record_faults(batch.faults)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # Here, where XLA too has summed the gradients over devices. Not by Lightning's clipping: it refuses fused
+        # optimizers, for the sake of a gradient scaler that bf16 has not.
+        if self.gradient_clip > 0:
+            torch.nn.utils.clip_grad_norm_(self.model.adapter.parameters(), self.gradient_clip)
 
     def loss_sums(self, batch: SpeechBatch, distills: bool) -> tuple[Tensor, Tensor]:
         """Sum of distillation distances over clips and of alignment distances over tokens (module docstring)."""
@@ -141,24 +161,40 @@ class DivaTraining(LightningModule):
         rate = self.optimizers().param_groups[0]["lr"]
         self.log_dict({"train/loss": loss, **terms, "train/lr": rate}, batch_size=max(clips, 1))
 
+    def log(self, name: str, value: float, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, with the number left on the host, where it is read: Lightning would put it on the device."""
+        super().log(name, torch.tensor(value, dtype=torch.float32), *args, **kwargs)
+
     # ---- validation
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         data = self.trainer.datamodule
         name, split = list(data.val_splits.items())[dataloader_idx]
         data.record_faults(batch.faults, split)
+        batch = batch.to(self.device)
         v = self.virtual_tokens(batch, split)
-        embeddings = self.model.llm.get_input_embeddings().weight
-        aligned = metrics.aligned_tokens(v, batch.token_ids, batch.tokens, embeddings)
-        states = self.model.student_states(v), self.teacher_states(batch, split)
-        student, teacher = (self.model.logits(x[batch.valid]) for x in states)
-        values = (
-            aligned,
-            metrics.first_token_agreement(student, teacher),
-            metrics.kl_divergence(student, teacher),
+        student, teacher = map(
+            self.model.logits, (self.model.student_states(v), self.teacher_states(batch, split))
         )
-        for measure, value in zip(_MEASURES, values, strict=True):
-            self.measured[name, measure] += torch.stack([value.float().sum(), torch.tensor(len(value)).to(v)])
+        values = (
+            self._aligned_tokens(v, batch),
+            (metrics.first_token_agreement(student, teacher), batch.valid),
+            (metrics.kl_divergence(student, teacher), batch.valid),
+        )
+        for measure, (value, valid) in zip(_MEASURES, values, strict=True):
+            # Masked, not chosen: a shape that the data decide would be compiled anew by XLA, batch by batch.
+            sums = value.float().masked_fill(~valid, 0.0).sum(), valid.float().sum()
+            self.measured[name, measure] += torch.stack(sums)
+
+    def _aligned_tokens(self, v: Tensor, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
+        """Whether each transcript token is the nearest to the virtual token that faces it, and which are valid."""
+        embeddings = self.model.llm.get_input_embeddings().weight
+        if self.device.type != "xla":
+            found = metrics.aligned_tokens(v, batch.token_ids, batch.tokens, embeddings)
+            return found, torch.ones_like(found)
+        last, valid = last_virtual_tokens(v, batch.token_ids.shape[1], batch.tokens)
+        nearest = torch.stack([metrics.nearest_tokens(row, embeddings) for row in last])
+        return nearest == batch.token_ids, valid
 
     def on_validation_epoch_start(self) -> None:
         names = self.trainer.datamodule.val

@@ -1,0 +1,113 @@
+"""What a hardware config computes on: how many devices, what they hold and how fast they are."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diva.errors import UserError
+
+_GIB = 2**30
+# Devices of a node that "all" stands for where none is here to be counted.
+_ASSUMED_DEVICES = 8
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device, as found here, as given, or as assumed; `origin` says which."""
+
+    accelerator: str  # cpu, gpu or tpu
+    memory: int | None  # bytes; None: not known
+    tflops: float | None  # peak in bfloat16; None: to be measured here
+    origin: str
+    here: bool  # this machine has it
+
+
+# Makers' figures, dense bfloat16.
+_H100 = Device("gpu", 80 * 10**9, 989.0, "assumed: NVIDIA H100 SXM, 80 GB", False)
+_TPU_V4 = Device("tpu", 32 * 10**9, 275.0, "assumed: TPU v4 chip, 32 GB", False)
+
+
+def find_device(accelerator: str, memory_gb: float | None = None, tflops: float | None = None) -> Device:
+    """The device of a hardware config's `accelerator`; what is given (in 10^9 bytes, TFLOP/s) goes first."""
+    found = _found(accelerator)
+    for key, value in (("device_memory_gb", memory_gb), ("device_tflops", tflops)):
+        if value is not None and value <= 0:
+            raise UserError(f"plan.{key}={value} must be above 0")
+    if memory_gb is None and tflops is None:
+        return found
+    given = [f"{memory_gb:g} GB"] if memory_gb is not None else []
+    given += [f"{tflops:g} TFLOP/s"] if tflops is not None else []
+    return Device(
+        accelerator,
+        found.memory if memory_gb is None else int(memory_gb * 1e9),
+        found.tflops if tflops is None else tflops,
+        f"given: {', '.join(given)}" + ("" if len(given) == 2 else f"; else {found.origin}"),
+        found.here,
+    )
+
+
+def _found(accelerator: str) -> Device:
+    if accelerator == "tpu":
+        return _TPU_V4
+    if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
+        if not torch.cuda.is_available():
+            return _H100
+        properties = torch.cuda.get_device_properties(0)
+        return Device("gpu", properties.total_memory, None, f"found here: {properties.name}", True)
+    if accelerator in ("cpu", "auto"):
+        return Device("cpu", host_memory(), None, f"this CPU, {torch.get_num_threads()} threads", True)
+    return Device(accelerator, None, None, f"{accelerator}, of which nothing is known", False)
+
+
+def host_memory() -> int | None:
+    """Bytes that processes of this machine may use together, swap included; None where the system does not say."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + _swap()
+    except (ValueError, OSError, AttributeError):
+        return None
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(total, int(text)) if text.isdigit() else total
+
+
+def _swap() -> int:
+    file = Path("/proc/meminfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("SwapTotal:")), 0)
+
+
+def resident_bytes() -> int:
+    """Bytes of memory that this process has: interpreter, libraries, and what it has made so far."""
+    file = Path("/proc/self/statm")
+    return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if file.is_file() else 0
+
+
+def devices_per_node(hardware: Any) -> tuple[int, str]:
+    """How many devices of each node a hardware config uses, and a note where that had to be assumed."""
+    wanted = hardware.devices
+    if isinstance(wanted, int) and wanted > 0:
+        return wanted, ""
+    if wanted in (-1, "-1", "auto"):
+        if hardware.accelerator == "cpu":
+            return 1, ""
+        if hardware.accelerator == "gpu" and torch.cuda.is_available():
+            return torch.cuda.device_count(), ""
+        return _ASSUMED_DEVICES, f"hardware.devices={wanted} counted as {_ASSUMED_DEVICES} a node"
+    if isinstance(wanted, str):
+        return (int(wanted), "") if wanted.isdigit() else (len(wanted.split(",")), "")
+    return len(wanted), ""
+
+
+def is_sharded(strategy: Any) -> bool:
+    """Whether a strategy (its name, or a config with `_target_`) spreads weights over the devices."""
+    name = strategy if isinstance(strategy, str) else str(strategy.get("_target_", ""))
+    return any(word in name.lower() for word in ("fsdp", "modelparallel", "deepspeed"))
+
+
+def is_ddp(strategy: Any) -> bool:
+    """Whether a strategy keeps a copy of all weights on each device and sums gradients in buckets."""
+    name = strategy if isinstance(strategy, str) else str(strategy.get("_target_", ""))
+    return "ddp" in name.lower()

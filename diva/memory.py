@@ -1,0 +1,336 @@
+"""What a run needs in memory, before anything of it exists; and the refusal of a run that cannot have it."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from transformers import AutoModel
+
+from diva.audio import SAMPLE_RATE, padded_samples
+from diva.cli import make
+from diva.costs import (
+    Batch,
+    Figures,
+    Work,
+    at_full_depth,
+    bound_bytes,
+    count_bytes,
+    fake_tensors,
+    fill_prefix_cache,
+)
+from diva.data.decoded import BYTES_PER_SECOND
+from diva.data.lengths import ClipLengths, clip_lengths, lengths_of
+from diva.data.manifest import Manifest
+from diva.devices import Device, devices_per_node, find_device, is_ddp, is_sharded, resident_bytes
+from diva.errors import UserError
+from diva.models.config import DivaConfig
+from diva.models.skeleton import Architecture, architecture, assemble
+from diva.objectives import Objective
+from diva.precompute import Precompute
+
+# A counted peak may be above the true one where a kernel holds less than torch's own description of it.
+_CERTAIN = 0.75
+_PRECISIONS = {"16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of what stays in memory for the whole run, on one device that shards nothing."""
+
+    encoder: int
+    llm: int
+    llm_layers: int
+    encoder_layers: int
+    adapter: int
+    optimizer: int
+    prefix_cache: int
+    whisper_parameters: int  # of all of Whisper, which is loaded in float32
+
+
+class Run:
+    """A training run by its config: its parts, its devices, the shapes of its batches."""
+
+    def __init__(self, config: DictConfig, lengths: ClipLengths | None = None):
+        self.config = config
+        self.model: DivaConfig = make(config.model)
+        self.parts: Architecture = architecture(self.model)
+        self.objective: Objective = make(config.objective)
+        self.precompute: Precompute = make(config.precompute)
+        self.device: Device = find_device(
+            config.hardware.accelerator, config.plan.device_memory_gb, config.plan.device_tflops
+        )
+        self.per_node, self.assumed_devices = devices_per_node(config.hardware)
+        self.world = self.per_node * config.hardware.num_nodes
+        if config.data.batch_size % self.world:
+            raise UserError(
+                f"data.batch_size={config.data.batch_size} cannot be shared by {self.world} devices:"
+                f" choose a multiple of {self.world}"
+            )
+        self.given_lengths = lengths
+
+    @cached_property
+    def lengths(self) -> ClipLengths:
+        return self.given_lengths or clip_lengths(self.config.data, self.config.plan.median_seconds)
+
+    @property
+    def assumptions(self) -> list[str]:
+        """What is not in the config and not found here."""
+        return [line for line in (self.assumed_devices, self.lengths.origin) if line]
+
+    # ---- shapes
+
+    @property
+    def rows(self) -> int:
+        """Clips of a step on one device."""
+        return self.config.data.batch_size // self.world
+
+    @property
+    def micro_batch(self) -> int:
+        return min(self.rows, self.config.hardware.micro_batch_size)
+
+    @property
+    def longest_samples(self) -> int:
+        return padded_samples(math.ceil(self.lengths.longest_seconds * 10) / 10)
+
+    def batch(self, rows: int, samples: int) -> Batch:
+        """A micro-batch whose transcripts are as long as so many samples of speech."""
+        width = self.model.adapter.num_query_tokens
+        return Batch(rows, samples, min(width, self.lengths.tokens(samples / SAMPLE_RATE)), width)
+
+    @cached_property
+    def work(self) -> Work:
+        """What a step does once everything in the objective has begun."""
+        precision = str(self.config.hardware.precision)
+        kind = _PRECISIONS.get(precision.split("-")[0])
+        true = precision.endswith("true") and kind is not None
+        return Work(
+            aligns=self.objective.align_weight > 0,
+            distills=self.objective.distills_at(self.config.max_steps),
+            frames_at_hand=self.keeps_frames,
+            teacher_at_hand=self.precompute.teacher_states,
+            accumulates=self.rows > self.micro_batch,
+            autocast=None if true else kind,
+            adapter_dtype=kind if true and kind else torch.float32,
+            accelerator=self.device.accelerator,
+            recomputes=self.config.hardware.activation_checkpointing,
+        )
+
+    @cached_property
+    def training_bytes(self) -> Figures:
+        """Of the stages of a training step on one micro-batch of the longest clips."""
+        return count_bytes(
+            self.model, self.parts, self.batch(self.micro_batch, self.longest_samples), self.work
+        )
+
+    @cached_property
+    def validation_bytes(self) -> Figures:
+        batch = self.batch(self.config.data.val_batch_size, self.longest_samples)
+        return count_bytes(self.model, self.parts, batch, replace(self.work, trains=False, accumulates=False))
+
+    # ---- what is kept on disk and in memory between steps
+
+    @property
+    def frames_bytes(self) -> int:
+        """Of the encoder's frames of all training clips."""
+        frames = self.lengths.mean_frames * self.lengths.clips
+        return round(frames * self.parts.encoder.d_model * self.frozen_bytes)
+
+    @property
+    def keeps_frames(self) -> bool:
+        """As `diva.precompute.FrameTable` decides."""
+        decoded = float(self.lengths.seconds.mean()) * self.lengths.clips * BYTES_PER_SECOND
+        fits = self.frames_bytes <= self.precompute.encoder_frames_gb * 1e9
+        return (
+            self.model.encoder.context != "full"
+            and decoded <= self.config.data.decoded_cache_gb * 1e9
+            and fits
+        )
+
+    @property
+    def teacher_bytes(self) -> int:
+        return self.lengths.clips * self.parts.llm.hidden_size * self.frozen_bytes
+
+    @property
+    def frozen_bytes(self) -> int:
+        return getattr(torch, self.model.frozen_dtype).itemsize
+
+    @cached_property
+    def weights(self) -> Weights:
+        with fake_tensors():
+            figures = at_full_depth(
+                lambda layers: self._weights(self.parts.with_layers(layers)), self.parts.layers, (0, 1, 2)
+            )
+        return Weights(**{name: round(value) for name, value in figures.items()})
+
+    def _weights(self, parts: Architecture) -> Figures:
+        model = assemble(self.model, parts, self.work.adapter_dtype)
+        fill_prefix_cache(model)
+        cache: Any = model._prefix_cache.layers if model._prefix_cache else []
+        layers: Any = model.llm.base_model.layers
+        optimizer = make(self.config.optimizer.algorithm)(model.adapter.parameters())
+        for parameter in model.adapter.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        state = [value for of in optimizer.state.values() for value in of.values() if torch.is_tensor(value)]
+        return {
+            "encoder": _bytes(model.encoder.whisper.parameters()),
+            "llm": _bytes(model.llm.parameters()),
+            "llm_layers": _bytes(layers.parameters()),
+            "encoder_layers": _bytes(model.encoder.whisper.layers.parameters()),
+            "adapter": _bytes(model.adapter.parameters()),
+            "optimizer": _bytes(state),
+            "prefix_cache": _bytes(t for layer in cache for t in (layer.keys, layer.values)),
+            "whisper_parameters": sum(p.numel() for p in AutoModel.from_config(parts.encoder).parameters()),
+        }
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device at the peak of a run, by what takes them, and of one machine's own memory."""
+
+    device: dict[str, int]
+    host: dict[str, int]
+    stages: dict[str, int]  # of each stage, on top of what stays; gradients are among it
+    peak_stage: str
+
+    @property
+    def device_total(self) -> int:
+        return sum(self.device.values())
+
+    @property
+    def host_total(self) -> int:
+        return sum(self.host.values())
+
+
+def memory_of(run: Run) -> Memory:
+    """What a run needs at its peak, counted on its longest batches."""
+    lines = resident(run)
+    gradients = lines["gradients"]
+    training = run.training_bytes
+    if run.work.accumulates:
+        training = {stage: value + gradients for stage, value in training.items()}
+    # The gradients of the last step are there until the next one begins.
+    validation = {f"validation: {k}": v + gradients for k, v in run.validation_bytes.items()}
+    stages = {stage: round(value) for stage, value in (training | validation).items()}
+    peak = max(stages, key=lambda stage: stages[stage])
+    made = gradients if run.work.accumulates or peak in validation or peak == "end" else 0
+    lines |= {
+        "gradients": made,
+        "activations": stages[peak] - made,
+        "batch": 4 * run.rows * run.longest_samples,
+    }
+    if run.device.accelerator == "cpu":
+        lines |= _tables(run)
+    return Memory(lines, _host(run, lines), stages, peak)
+
+
+def resident(run: Run) -> dict[str, int]:
+    """Bytes that one device holds between two micro-batches, by what takes them."""
+    weights = run.weights
+    shards = run.world if is_sharded(run.config.hardware.strategy) else 1
+    # As diva.strategies shares out: layers, and the whole adapter; embeddings and norms stay whole.
+    kept = 1 - 1 / shards
+    lines = {
+        "encoder, frozen": round(weights.encoder - kept * weights.encoder_layers),
+        "LLM, frozen": round(weights.llm - kept * weights.llm_layers),
+        "adapter": weights.adapter // shards,
+        "gradients": weights.adapter // shards,
+        "optimizer state": weights.optimizer // shards,
+        "prefix keys and values": weights.prefix_cache,
+    }
+    if shards > 1:
+        lines["gathered layers"] = 2 * weights.llm_layers // run.parts.layers[2]  # one in use, one on its way
+    elif is_ddp(run.config.hardware.strategy) and run.world > 1:
+        lines["gradient buckets of DDP"] = weights.adapter
+    if run.device.accelerator == "cpu":
+        lines["interpreter and libraries"] = resident_bytes()
+    return lines
+
+
+def _tables(run: Run) -> dict[str, int]:
+    """Files that are mapped into memory, as far as a run has looked at them: in an epoch, at all of them."""
+    lines = {"teacher table": run.teacher_bytes} if run.work.teacher_at_hand else {}
+    return lines | ({"frames table": run.frames_bytes} if run.keeps_frames else {})
+
+
+def _host(run: Run, lines: dict[str, int]) -> dict[str, int]:
+    """Of one machine; where it is the device, that of all its processes, else of loading, before weights move."""
+    processes = f", {run.per_node} processes" if run.per_node > 1 else ""
+    if run.device.accelerator == "cpu":
+        return {f"{name}{processes}": size * run.per_node for name, size in lines.items()}
+    weights = run.weights
+    each = {
+        "interpreter and libraries": resident_bytes(),
+        "Whisper in float32, as loaded": 4 * weights.whisper_parameters,
+        "LLM, as loaded": weights.llm,
+        "adapter, as loaded": weights.adapter,
+        **_tables(run),
+    }
+    return {f"{name}{processes}": size * run.per_node for name, size in each.items()}
+
+
+def largest_micro_batch(run: Run, memory: Memory) -> int | None:
+    """The most clips that fit through one device at a time; 0: not one; None: its memory is not known."""
+    if run.device.memory is None:
+        return None
+    gradients = resident(run)["gradients"]
+    processes = run.per_node if run.device.accelerator == "cpu" else 1
+    stays = memory.device_total - memory.device["activations"] - memory.device["gradients"]
+    free = run.device.memory // processes - stays
+    if max(run.validation_bytes.values()) + gradients > free:
+        return 0
+    held = _autocast_copies(run)
+    each = (max(run.training_bytes.values()) - held) / run.micro_batch
+    if (free - held) / each >= run.rows:  # and no gradients are there when the only micro-batch begins
+        return run.rows
+    return max(0, int((free - gradients - held) / each))
+
+
+def check_memory(config: DictConfig, train: Manifest) -> None:
+    """Raise UserError, with what would fit, for a run on these clips that cannot fit into its devices' memory.
+
+    Refuses only what is certain: where the memory is known (found, or given as plan.device_memory_gb), and is less
+    than the weights, which are all there at once, with three quarters of the activations counted.
+    """
+    try:
+        run = Run(config, lengths_of(train))
+        if not run.device.here or run.device.memory is None:
+            return
+        stays = resident(run)
+        if not run.work.accumulates:
+            del stays["gradients"]  # made while activations go
+        processes = run.per_node if run.device.accelerator == "cpu" else 1
+        held, room = sum(stays.values()), run.device.memory // processes
+        batch = run.batch(run.micro_batch, run.longest_samples)
+        if held + bound_bytes(run.model, run.parts, batch, run.work) <= room:
+            return
+        peak = max(run.training_bytes.values())
+    except UserError:
+        return  # a model that cannot be counted may still run; one that cannot be found is named when it is loaded
+    if held + _CERTAIN * peak > room:
+        raise UserError(_refusal(run, held, peak, room))
+
+
+def _refusal(run: Run, stays: int, peak: float, room: int) -> str:
+    what = f"{(stays + peak) / 1e9:.1f} GB on each device ({stays / 1e9:.1f} GB stay, {peak / 1e9:.1f} GB come and go)"
+    said = f"this run needs {what}, and each has {room / 1e9:.1f} GB ({run.device.origin}); "
+    held = _autocast_copies(run)
+    fits = int((room - stays - held) / (peak - held) * run.micro_batch)
+    if fits >= 1:
+        return said + f"hardware.micro_batch_size={fits} would fit"
+    return said + (
+        "not even hardware.micro_batch_size=1 would fit: share out the weights (a hardware config with fsdp), or take"
+        " a smaller model or a larger device; python -m diva.plan says what each needs"
+    )
+
+
+def _autocast_copies(run: Run) -> int:
+    """Bytes of the adapter's weights in the precision of the products, which no micro-batch makes fewer."""
+    return run.weights.adapter // 2 if run.work.autocast else 0

@@ -1,0 +1,143 @@
+"""A DiVA without weights: all shapes, from the configs of its parts alone.
+
+Inside a `FakeTensorMode` it takes no memory, whatever its size, and what is computed with it costs nothing but can
+be counted (`diva.costs`); outside it has random weights, which are as fast as trained ones.
+"""
+
+import copy
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+
+from diva.errors import UserError
+from diva.models.build import make_adapter
+from diva.models.config import DivaConfig
+from diva.models.diva import DivaForConditionalGeneration
+from diva.models.encoder import SpeechEncoder
+
+# The numbers of the shipped experiments' models, so that planning them needs neither weights nor a network.
+SHIPPED = Path(__file__).parent / "architectures"
+_HUB_TIMEOUT_SECONDS = 5.0
+_CHARACTERS_PER_TOKEN = 4  # of English, roughly: for a system prompt whose tokenizer is not at hand
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a DiVA's shapes follow from."""
+
+    encoder: PreTrainedConfig
+    llm: PreTrainedConfig
+    tokenizer: Any  # the LLM's, or a stand-in whose chat template has as many tokens
+
+    def with_layers(self, layers: tuple[int, int, int], vocabulary: int | None = None) -> "Architecture":
+        """The same widths at another depth of the three parts; with another vocabulary, where one is given."""
+        encoder, llm = copy.deepcopy(self.encoder), copy.deepcopy(self.llm)
+        encoder.encoder_layers, encoder.decoder_layers, llm.num_hidden_layers = layers
+        if vocabulary is not None:
+            for part in (encoder, llm):
+                part.vocab_size = vocabulary
+                part.bos_token_id = part.eos_token_id = part.pad_token_id = None
+        return replace(self, encoder=encoder, llm=llm)
+
+    @property
+    def layers(self) -> tuple[int, int, int]:
+        """Of the encoder, of Whisper's decoder, of the LLM."""
+        return self.encoder.encoder_layers, self.encoder.decoder_layers, self.llm.num_hidden_layers
+
+
+def architecture(config: DivaConfig) -> Architecture:
+    """The architecture of a DiVA from local folders, shipped numbers or the hub's configs, in that order.
+
+    Raises UserError for a model that none of them knows.
+    """
+    encoder, llm = _model_config(config.encoder.name), _model_config(config.llm.name)
+    if encoder.model_type != "whisper":
+        raise UserError(f"model.encoder.name={config.encoder.name} is no Whisper but {encoder.model_type!r}")
+    return Architecture(encoder, llm, _tokenizer(config.llm.name))
+
+
+def _shipped(name: str) -> dict | None:
+    file = SHIPPED / f"{name.replace('/', '--')}.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def _model_config(name: str) -> PreTrainedConfig:
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and (shipped := _shipped(name)):
+        return AutoConfig.for_model(**shipped["config"])
+    try:
+        if not folder.is_dir():
+            file = hf_hub_download(name, "config.json", etag_timeout=_HUB_TIMEOUT_SECONDS)
+            folder = Path(file).parent
+        return AutoConfig.from_pretrained(folder)
+    except Exception as error:  # transport errors share no base class
+        raise UserError(
+            f"the architecture of {name!r} is not known: no such folder with a config.json, not among those shipped,"
+            f" and the hub does not give it ({type(error).__name__}); download its config and tokenizer and give"
+            " their folder"
+        ) from error
+
+
+def _tokenizer(name: str) -> Any:
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and (shipped := _shipped(name)):
+        return StandInTokenizer(*shipped["prompt_tokens"])
+    return AutoTokenizer.from_pretrained(folder if folder.is_dir() else name)
+
+
+class StandInTokenizer:
+    """Stands for a tokenizer of which nothing is known but the length of its chat template around a user turn.
+
+    Only for counting: every id is 0.
+    """
+
+    chat_template = "known by its length alone"
+    name_or_path = "a stand-in"
+
+    def __init__(self, prefix_tokens: int, suffix_tokens: int):
+        self.prefix_tokens = prefix_tokens
+        self.suffix_tokens = suffix_tokens
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [0] * len(text)}
+
+    def apply_chat_template(self, chat: list[dict], **options: Any) -> str:
+        """A text that `__call__` turns into as many tokens as the chat has."""
+        *before, turn = (message["content"] for message in chat)
+        system = math.ceil(sum(map(len, before)) / _CHARACTERS_PER_TOKEN)
+        return "." * (self.prefix_tokens + system) + turn + "." * self.suffix_tokens
+
+
+def assemble(
+    config: DivaConfig, parts: Architecture, adapter_dtype: torch.dtype = torch.float32
+) -> DivaForConditionalGeneration:
+    """The model of `config` with the shapes of `parts` and random weights, as `diva.models.build` would load it."""
+    dtype = getattr(torch, config.frozen_dtype)
+    whisper = AutoModel.from_config(copy.deepcopy(parts.encoder), dtype=dtype, attn_implementation="sdpa")
+    llm = AutoModelForCausalLM.from_config(
+        copy.deepcopy(parts.llm), dtype=dtype, attn_implementation=config.llm.attention
+    )
+    with _default_dtype(adapter_dtype):  # fake parameters cannot be converted afterwards
+        adapter = make_adapter(config.adapter, whisper, llm.config.hidden_size)
+    encoder = SpeechEncoder(whisper.encoder, config.encoder.context)
+    processor = SimpleNamespace(tokenizer=parts.tokenizer)
+    return DivaForConditionalGeneration(config, encoder, adapter, llm, processor).eval()
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

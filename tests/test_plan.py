@@ -1,0 +1,435 @@
+"""What diva.plan says, against direct counts, published figures and what really happens."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import run as run_command
+from omegaconf import OmegaConf
+
+import diva.memory
+import diva.timing
+from diva.cli import CONFIG_DIR, make
+from diva.costs import Batch, Tally, Work, _count, attention_on, count_bytes, count_flops, fake_tensors, step
+from diva.data.common_voice import CommonVoice
+from diva.data.lengths import clip_lengths
+from diva.devices import Device, is_sharded
+from diva.errors import UserError
+from diva.memory import Run, check_memory, memory_of, resident
+from diva.models.build import load_tokenizer
+from diva.models.skeleton import SHIPPED, StandInTokenizer, architecture, assemble
+from diva.plan import compose, make_plan
+from diva.pretrained import WHEELS, resolve
+from diva.prompts import user_turn
+
+# A rate, so that nothing is timed.
+GIVEN = ["plan.device_tflops=100", "plan.mfu=0.5"]
+NO_DATA = "data.root=/no/such/folder"
+
+
+def choices(group: str) -> list[str]:
+    return sorted(file.stem for file in (Path(CONFIG_DIR) / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _counted_once():
+    """The same counts are wanted by many configs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((diva.memory, "count_bytes"), (diva.timing, "count_flops")):
+            count, known = getattr(module, name), {}
+
+            def once(config, parts, batch, work, count=count, known=known):
+                key = config.to_json_string(), parts.llm.to_json_string(), repr((batch, work))
+                if key not in known:
+                    known[key] = count(config, parts, batch, work)
+                return known[key]
+
+            patch.setattr(module, name, once)
+        yield
+
+
+PLANNED = sorted(
+    {(experiment, "gpu_ddp") for experiment in choices("experiment")}
+    | {("diva_llama3_8b", hardware) for hardware in choices("hardware")}
+    | {("mini", hardware) for hardware in choices("hardware") if hardware != "tpu_v4_256"}
+)
+
+
+@pytest.mark.parametrize(("experiment", "hardware"), PLANNED)
+def test_every_experiment_and_every_hardware_can_be_planned(experiment, hardware):
+    plan = make_plan(compose([f"experiment={experiment}", f"hardware={hardware}", NO_DATA, *GIVEN]))
+    assert plan.memory_total > 1e8
+    assert plan.memory_total == sum(plan.memory.device.values())
+    assert min(plan.memory.device.values()) >= 0
+    assert plan.hours > 0
+    assert plan.device_hours == pytest.approx(plan.hours * plan.devices)
+
+
+@pytest.fixture(scope="module")
+def big():
+    """The paper's model with a micro-batch of its recipe."""
+    return Run(compose(["experiment=diva_llama3_8b", "hardware=gpu_ddp", NO_DATA]))
+
+
+def test_parameters_are_those_published(big):
+    assert big.weights.llm == 2 * 8_030_261_248
+    assert big.weights.whisper_parameters == 1_543_490_560
+    assert big.weights.encoder == 2 * 636_968_960
+    # Layers of Whisper's decoder (self- and cross-attention, MLP, norms), queries and positions, norm, projection.
+    layer = 2 * (4 * 1280**2 + 3 * 1280) + 2 * 1280 * 5120 + 5120 + 1280 + 3 * 2 * 1280
+    assert big.weights.adapter == 4 * (32 * layer + 2 * 448 * 1280 + 2 * 1280 + 1280 * 4096 + 4096)
+    assert big.weights.optimizer == pytest.approx(2 * big.weights.adapter, rel=1e-6)
+    assert (
+        big.weights.prefix_cache == 5 * 2 * 32 * 8 * 128 * 2
+    )  # tokens, keys and values, layers, heads, width, bytes
+    small = Run(compose(["experiment=diva_llama32_1b", NO_DATA]))
+    assert small.weights.llm == 2 * 1_235_814_400
+
+
+@pytest.mark.parametrize(
+    ("text_width", "tokens", "teacher"), [(20, 20, 0.35), (448, 448, 6.4)], ids=["trimmed", "padded"]
+)
+def test_flops_of_the_8b_model_are_those_of_the_arithmetic(big, text_width, tokens, teacher):
+    flops = count_flops(big.model, big.parts, Batch(1, 16_000 * 30, tokens, text_width), big.work)
+    assert flops["encoder"] / 1e12 == pytest.approx(2.3, rel=0.03)
+    # By hand 3.3, as if the backward pass also went on to the frozen frames' keys and values.
+    assert (flops["adapter"] + flops["adapter, backward"]) / 1e12 == pytest.approx(3.3, rel=0.07)
+    assert (flops["student"] + flops["student, backward"]) / 1e12 == pytest.approx(12.8, rel=0.03)
+    assert flops["teacher"] / 1e12 == pytest.approx(teacher, rel=0.03)
+
+
+@pytest.fixture(scope="module")
+def small(tiny_llm, tiny_whisper, tiny_release):
+    """Tiny models and a corpus at hand."""
+    return Run(
+        compose(
+            [
+                f"model.llm.name={tiny_llm}",
+                f"model.encoder.name={tiny_whisper}",
+                "model.adapter.num_query_tokens=48",
+                "data=common_voice",
+                f"data.root={tiny_release}",
+                "data.batch_size=4",
+            ]
+        )
+    )
+
+
+WORKS = {
+    "both": Work(),
+    "alignment": Work(distills=False),
+    "tables": Work(frames_at_hand=True, teacher_at_hand=True, accumulates=False),
+    "validation": Work(trains=False, accumulates=False),
+    "recomputing": Work(recomputes=True),
+    "bfloat16": Work(autocast=None, adapter_dtype=torch.bfloat16),
+    "gpu": Work(accelerator="gpu"),
+}
+
+
+@pytest.mark.parametrize("work", WORKS.values(), ids=WORKS.keys())
+def test_counts_of_shallow_models_tell_those_of_a_deep_one(small, work):
+    parts = small.parts.with_layers((4, 5, 7))
+    batch = Batch(3, 40_000, 9, 48)
+    with fake_tensors(), attention_on(work.accelerator):
+        flops, held = _count(small.model, parts, batch, work)
+    assert count_flops(small.model, parts, batch, work) == pytest.approx(flops)
+    assert count_bytes(small.model, parts, batch, work) == pytest.approx(held, rel=0.01)
+
+
+@pytest.mark.parametrize("work", [Work(), Work(trains=False)], ids=["training", "validation"])
+def test_fake_tensors_take_as_much_as_real_ones(small, work):
+    batch = Batch(3, 40_000, 9, 48)
+    with fake_tensors():
+        flops, held = _count(small.model, small.parts, batch, work)
+    real_flops, real_held = _count(small.model, small.parts, batch, work)
+    assert real_flops == flops
+    assert real_held == pytest.approx(held, rel=0.01)
+
+
+def test_tally_knows_what_lives_and_what_lived():
+    with Tally(tokens=3) as tally:
+        first = torch.zeros(1000)
+        second = first.view(10, 100) + 1
+        assert tally.bytes == 8000
+        del first
+        assert tally.bytes == 4000
+        second @ second.T
+        second.mul_(2)
+        assert tally.bytes == 4000
+    assert tally.peak == 8000
+    assert tally.flops == 2 * 10 * 100 * 10
+
+
+def test_tally_tells_how_long_transcripts_are():
+    with fake_tensors(), Tally(tokens=7):
+        assert int(torch.zeros(4, dtype=torch.long).max()) == 7
+
+
+def test_the_students_activations_are_what_autograd_keeps(small):
+    """What is live between the forward and the backward pass, weighed by autograd's own hooks on real tensors."""
+    model = assemble(small.model, small.parts)
+    kept: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def weigh(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    batch, marks = Batch(8, 40_000, 9, 48), []
+    with torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor):
+        step(model, batch, Work(distills=False), marks.append)
+    assert marks == ["encoder", "adapter", "alignment", "student, backward", "adapter, backward"]
+    held = count_bytes(small.model, small.parts, batch, Work(distills=False))["alignment"]
+    assert sum(kept.values()) <= held <= 1.2 * sum(kept.values())
+
+
+@pytest.mark.parametrize("name", sorted(file.stem.replace("--", "/") for file in SHIPPED.glob("*.json")))
+def test_shipped_architectures_are_numbers_with_a_source(name):
+    shipped = json.loads((SHIPPED / f"{name.replace('/', '--')}.json").read_text())
+    assert name in shipped["source"]
+    assert all(isinstance(value, int | float | str) for value in shipped["config"].values())
+
+
+@pytest.mark.parametrize("name", sorted(WHEELS))
+def test_shipped_architectures_are_those_of_the_real_models(name):
+    try:
+        real = json.loads((resolve(name) / "config.json").read_text())
+    except UserError as error:
+        pytest.skip(str(error))
+    shipped = json.loads((SHIPPED / f"{name.replace('/', '--')}.json").read_text())
+    real |= real.get("rope_parameters", {})
+    assert {key: real[key] for key in shipped["config"]} == shipped["config"]
+    if "prompt_tokens" in shipped:
+        prompt = user_turn(load_tokenizer(name))
+        assert shipped["prompt_tokens"] == [len(prompt.prefix_ids), len(prompt.suffix_ids)]
+
+
+def test_a_stand_in_has_as_many_tokens_as_it_was_told():
+    prompt = user_turn(StandInTokenizer(24, 6))
+    assert (len(prompt.prefix_ids), len(prompt.suffix_ids)) == (24, 6)
+    prompt = user_turn(StandInTokenizer(24, 6), "x" * 40)
+    assert (len(prompt.prefix_ids), len(prompt.suffix_ids)) == (34, 6)
+
+
+def test_an_unknown_model_is_named(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = make(compose(["model.llm.name=nobody/nothing"]).model)
+    with pytest.raises(UserError, match="architecture of 'nobody/nothing' is not known"):
+        architecture(config)
+
+
+# ---- phases
+
+
+def phases(*overrides: str) -> dict:
+    return {phase.name: phase for phase in make_plan(compose([*overrides, NO_DATA, *GIVEN])).phases}
+
+
+def test_the_curriculum_is_counted_by_phase_and_tables_once():
+    found = phases("experiment=mini")
+    assert [(p.name, p.steps) for p in found.values()] == [
+        ("encoder frames, once", 0),
+        ("teacher states, once", 0),
+        ("alignment", 1100),
+        ("distillation", 500),
+        ("validation", 0),
+    ]
+    assert found["alignment"].clips == 1100 * 16
+    assert found["encoder frames, once"].clips == 5220
+    assert found["validation"].clips == 2 * 2 * 320
+    # An aligning clip passes through the adapter alone, a distilling one through the LLM as well.
+    each = {name: phase.tflops / phase.clips for name, phase in found.items()}
+    assert each["distillation"] > 5 * each["alignment"]
+    assert found["distillation"].seconds == pytest.approx(found["distillation"].tflops / 50)
+
+
+def test_objectives_decide_which_phases_there_are():
+    assert phases("objective=align_only")["alignment"].steps == 1600
+    assert "distillation" not in phases("objective=align_only")
+    assert phases("objective=distill_only")["distillation"].steps == 1600
+    assert "alignment" not in phases("objective=diva")
+
+
+def test_without_tables_every_step_encodes_and_teaches():
+    kept = phases("experiment=mini")["distillation"]
+    computed = phases("experiment=mini", "precompute.teacher_states=false", "precompute.encoder_frames_gb=0")
+    assert set(computed) == {"alignment", "distillation", "validation"}
+    assert computed["distillation"].tflops > 1.5 * kept.tflops
+
+
+def test_devices_share_the_time_and_not_the_work():
+    one = make_plan(compose(["experiment=diva_llama3_8b", "hardware=gpu", NO_DATA, *GIVEN]))
+    eight = make_plan(compose(["experiment=diva_llama3_8b", "hardware=gpu_ddp", NO_DATA, *GIVEN]))
+    assert eight.devices == 8
+    assert eight.hours == pytest.approx(one.hours / 8)
+    assert [p.tflops for p in eight.phases] == pytest.approx([p.tflops for p in one.phases])
+
+
+@pytest.mark.parametrize("mfu", ["0", "1.5"])
+def test_a_share_is_a_share(mfu):
+    with pytest.raises(UserError, match=r"plan\.mfu"):
+        make_plan(compose([NO_DATA, "plan.device_tflops=1", f"plan.mfu={mfu}"]))
+
+
+# ---- memory
+
+
+def test_sharing_out_leaves_each_device_a_part():
+    ddp, fsdp = (
+        resident(Run(compose(["experiment=diva_llama3_8b", f"hardware={name}", NO_DATA])))
+        for name in ("gpu_ddp", "gpu_fsdp")
+    )
+    assert fsdp["optimizer state"] == ddp["optimizer state"] // 8
+    assert fsdp["LLM, frozen"] < ddp["LLM, frozen"] / 4
+    # What is no layer stays whole: input and output embeddings.
+    assert fsdp["LLM, frozen"] > 2 * 2 * 128_256 * 4096
+    assert "gradient buckets of DDP" in ddp
+    assert is_sharded(OmegaConf.create({"_target_": "diva.strategies.FSDP2Strategy"}))
+    assert not is_sharded("ddp")
+
+
+def test_the_largest_micro_batch_fits_and_the_next_does_not():
+    overrides = ["experiment=diva_llama3_8b", "hardware=gpu_ddp", NO_DATA, *GIVEN]
+    largest = make_plan(compose(overrides)).largest_micro_batch
+    for rows, fits in ((largest, True), (largest + 2, False)):
+        run = Run(compose([*overrides, f"hardware.micro_batch_size={rows}"]))
+        assert (memory_of(run).device_total <= run.device.memory) == fits
+
+
+def test_activation_checkpointing_saves_memory_and_costs_flops():
+    overrides = ["experiment=diva_llama3_8b", "hardware=gpu_ddp", NO_DATA, *GIVEN]
+    plain = make_plan(compose(overrides))
+    saving = make_plan(compose([*overrides, "hardware.activation_checkpointing=true"]))
+    assert saving.memory.device["activations"] < plain.memory.device["activations"] / 3
+    assert sum(saving.flops_per_clip.values()) > 1.2 * sum(plain.flops_per_clip.values())
+
+
+@pytest.fixture
+def mini_clips(tiny_release):
+    return CommonVoice(str(tiny_release)).manifest("train")
+
+
+def with_memory(monkeypatch, size: int) -> None:
+    device = Device("cpu", size, None, "a CPU of the test", True)
+    monkeypatch.setattr(diva.memory, "find_device", lambda *arguments: device)
+
+
+def test_only_what_cannot_fit_is_refused(mini_clips, monkeypatch):
+    config = compose(["precompute.teacher_states=false", "precompute.encoder_frames_gb=0"])
+    with_memory(monkeypatch, 10**12)
+    run = Run(config, diva.memory.lengths_of(mini_clips))
+    needs = sum(resident(run).values()) + max(run.training_bytes.values())
+    for size in (10**12, needs, round(0.95 * needs)):
+        with_memory(monkeypatch, size)
+        check_memory(config, mini_clips)
+    with_memory(monkeypatch, round(0.6 * needs))
+    with pytest.raises(UserError, match=r"this run needs \d.* GB .* each has"):
+        check_memory(config, mini_clips)
+
+
+def test_a_refusal_names_a_micro_batch_that_would_fit(mini_clips, monkeypatch):
+    config = compose(
+        ["data.batch_size=256", "hardware.micro_batch_size=256", "precompute.teacher_states=false"]
+    )
+    with_memory(monkeypatch, 10**12)
+    run = Run(config, diva.memory.lengths_of(mini_clips))
+    stays, peak = sum(resident(run).values()), max(run.training_bytes.values())
+    with_memory(monkeypatch, round(stays + peak / 2))
+    with pytest.raises(UserError) as caught:
+        check_memory(config, mini_clips)
+    fits = int(str(caught.value).partition("hardware.micro_batch_size=")[2].split()[0])
+    assert 64 <= fits < 200
+    check_memory(compose(["data.batch_size=256", f"hardware.micro_batch_size={fits}"]), mini_clips)
+
+
+def test_memory_that_is_not_known_refuses_nothing(mini_clips, monkeypatch):
+    for device in (Device("cpu", None, None, "?", True), Device("gpu", 1, None, "elsewhere", False)):
+        monkeypatch.setattr(diva.memory, "find_device", lambda *arguments, device=device: device)
+        check_memory(compose([]), mini_clips)
+
+
+# ---- clips
+
+
+def test_lengths_of_a_corpus_at_hand(tiny_release):
+    data = compose(["data=common_voice", f"data.root={tiny_release}"]).data
+    found = clip_lengths(data)
+    assert found.clips == 22
+    assert found.seconds == pytest.approx(CommonVoice(str(tiny_release)).manifest("train").durations)
+    assert clip_lengths(replace_limit(data, 5)).clips == 5
+
+
+def replace_limit(data, clips: int):
+    return OmegaConf.merge(data, {"max_train_clips": clips})
+
+
+def test_nothing_is_spoken_for_a_plan(tmp_path):
+    found = clip_lengths(compose([f"data.root={tmp_path}"]).data)
+    assert found.origin.startswith("assumed")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_assumed_lengths():
+    data = compose(["data=common_voice", NO_DATA]).data
+    found = clip_lengths(data, 4.0)
+    assert float(torch.tensor(found.seconds).median()) == pytest.approx(4.0, rel=0.01)
+    assert found.longest_seconds <= 30
+    assert found.tokens(8.0) == math.ceil(8 * 3.5)
+    assert found.mean_frames == pytest.approx((float(found.seconds.mean()) + 1) * 50, abs=1)
+
+
+# ---- command lines
+
+
+@pytest.mark.integration
+def test_the_command(tmp_path):
+    file = tmp_path / "plan.json"
+    arguments = ("experiment=diva_llama3_8b", "hardware=gpu_ddp", f"plan.json={file}")
+    done = run_command("diva.plan", *arguments, cache=tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "largest micro-batch that fits" in done.stdout
+    plan = json.loads(file.read_text())
+    assert plan["devices"] == 8
+    assert plan["memory_total"] == sum(plan["memory"]["device"].values())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json"]
+
+
+@pytest.mark.integration
+def test_a_small_model_is_timed_on_this_machine(tiny_overrides, tmp_path):
+    file = tmp_path / "plan.json"
+    done = run_command("diva.plan", *tiny_overrides, f"plan.json={file}", cache=tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "timed now" in done.stdout.replace("\n", " ")
+    seconds = {phase["name"]: phase["seconds"] for phase in json.loads(file.read_text())["phases"]}
+    assert 0 < seconds["alignment"] / 1100 < seconds["distillation"] / 500
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("wrong", "said"), [("data.rot=x", "data.root"), ("plan.device_memory_gb=0", "above 0")]
+)
+def test_wrong_input_is_one_line_and_exit_code_2(wrong, said, tmp_path):
+    done = run_command("diva.plan", wrong, cache=tmp_path, cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.integration
+def test_training_that_cannot_fit_ends_before_weights_are_loaded(tiny_overrides, tiny_release, tmp_path):
+    arguments = [
+        *tiny_overrides,
+        "data=common_voice",
+        f"data.root={tiny_release}",
+        "plan.device_memory_gb=0.1",
+    ]
+    done = run_command(
+        "diva.train", *arguments, f"hydra.run.dir={tmp_path}/run", cache=tmp_path, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "this run needs" in done.stderr
+    assert "parameters:" not in done.stderr  # said once the model is there
