@@ -233,14 +233,24 @@ def count_bytes(config: DivaConfig, parts: Architecture, batch: Batch, work: Wor
 
 
 def bound_bytes(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> float:
-    """No less than the most of `count_bytes`, in a part of its time: as if all of it grew with the layers."""
+    """No less than all that a device holds in a step, weights and AdamW's state too; counted in a part of the time.
+
+    As if all of it grew with the layers of the deepest part.
+    """
     with fake_tensors(), attention_on(work.accelerator):
-        held = _count(config, parts.with_layers(BASE), batch, work)[1]
-    return max(1.0, max(parts.layers) / min(BASE)) * max(held.values())
+        model = prepare(config, parts.with_layers(BASE), work)
+        held = max(_tally(model, batch, work)[1].values())
+        weights, adapter = (sum(p.nbytes for p in m.parameters()) for m in (model, model.adapter))
+    # Beside the weights: gradients, their buckets under DDP, and two moments.
+    return max(1.0, max(parts.layers) / min(BASE)) * (weights + 4 * adapter + held)
 
 
 def _count(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> tuple[Figures, Figures]:
-    model = prepare(config, parts, work)
+    return _tally(prepare(config, parts, work), batch, work)
+
+
+def _tally(model: DivaForConditionalGeneration, batch: Batch, work: Work) -> tuple[Figures, Figures]:
+    """FLOPs of each stage, and the most bytes that what it makes takes."""
     if work.trains and work.accumulates:
         for parameter in model.adapter.parameters():
             parameter.grad = torch.zeros_like(parameter)

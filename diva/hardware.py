@@ -13,7 +13,9 @@ from diva.errors import UserError
 
 
 def check_hardware(config: DictConfig) -> None:
-    """Raise UserError where settings contradict the hardware."""
+    """Raise UserError where settings contradict the hardware, or make no sense on any."""
+    if config.hardware.micro_batch_size < 1:
+        raise UserError(f"hardware.micro_batch_size={config.hardware.micro_batch_size} must be at least 1")
     on_tpu, sharded = config.hardware.accelerator == "tpu", is_sharded(config.hardware.strategy)
     if (on_tpu or sharded) and (config.precompute.teacher_states or config.precompute.encoder_frames_gb > 0):
         reason = "XLA compiles every shape anew" if on_tpu else "one rank alone has no whole LLM"

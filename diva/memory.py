@@ -303,14 +303,15 @@ def check_memory(config: DictConfig, train: Manifest) -> None:
         run = Run(config, lengths_of(train))
         if not run.device.here or run.device.memory is None:
             return
+        processes = run.per_node if run.device.accelerator == "cpu" else 1
+        room = run.device.memory // processes
+        batch = run.batch(run.micro_batch, run.longest_samples)
+        if resident_bytes() + bound_bytes(run.model, run.parts, batch, run.work) <= room:
+            return
         stays = resident(run)
         if not run.work.accumulates:
             del stays["gradients"]  # made while activations go
-        processes = run.per_node if run.device.accelerator == "cpu" else 1
-        held, room = sum(stays.values()), run.device.memory // processes
-        batch = run.batch(run.micro_batch, run.longest_samples)
-        if held + bound_bytes(run.model, run.parts, batch, run.work) <= room:
-            return
+        held = sum(stays.values())
         peak = max(run.training_bytes.values())
     except UserError:
         return  # a model that cannot be counted may still run; one that cannot be found is named when it is loaded

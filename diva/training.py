@@ -19,7 +19,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from diva import metrics
 from diva.checkpoints import adapter_state, check_adapter_keys
 from diva.data.batch import SpeechBatch
-from diva.errors import UserError
 from diva.models.diva import DivaForConditionalGeneration
 from diva.objectives import Objective, align_distances, distill_distances, last_virtual_tokens
 from diva.precompute import FrameTable, Precompute, TeacherTable
@@ -47,8 +46,6 @@ class DivaTraining(LightningModule):
         precompute: Precompute,
     ):
         super().__init__()
-        if micro_batch_size < 1:
-            raise UserError(f"hardware.micro_batch_size={micro_batch_size} must be at least 1")
         self.automatic_optimization = False
         self.strict_loading = False  # the frozen parts are not in the checkpoint
         self.model = model

@@ -5,6 +5,7 @@ import csv
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -33,24 +34,55 @@ def command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *map(str, arguments)]
 
 
+class Command:
+    """`python -m module arguments`, from its first line to its exit status, with some more variables."""
+
+    def __init__(self, module: str, *arguments: str, cache: Path, cwd: Path, **variables: str):
+        self.command = command(module, *arguments)
+        self.folder = tempfile.TemporaryDirectory()
+        self.outputs = Path(self.folder.name, "stdout"), Path(self.folder.name, "stderr")
+        with patch.dict(os.environ, environment(cache)):
+            forkserver.ensure_running()
+            given = module, self.command[3:], cwd, os.environ | variables, self.outputs
+            self.process = _PROCESSES.Process(target=_main, args=given)
+            self.process.start()
+
+    def wait(self, timeout: float) -> subprocess.CompletedProcess:
+        self.process.join(timeout)
+        status = self.process.exitcode
+        if status is None:
+            self.process.kill()
+        said = [file.read_text() if file.exists() else "" for file in self.outputs]
+        self.folder.cleanup()
+        if status is None:
+            raise subprocess.TimeoutExpired(self.command, timeout, *said)
+        return subprocess.CompletedProcess(self.command, status, *said)
+
+
 def run(
     module: str, *arguments: str, cache: Path, cwd: Path, timeout: float = 200
 ) -> subprocess.CompletedProcess:
-    """`python -m module arguments`, from its first line to its exit status."""
-    variables = environment(cache)
-    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, variables):
-        forkserver.ensure_running()
-        outputs = Path(folder, "stdout"), Path(folder, "stderr")
-        given = module, [str(argument) for argument in arguments], cwd, variables, outputs
-        process = _PROCESSES.Process(target=_main, args=given)
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            raise subprocess.TimeoutExpired(command(module, *arguments), timeout, *map(_text, outputs))
-        return subprocess.CompletedProcess(
-            command(module, *arguments), process.exitcode, *map(_text, outputs)
-        )
+    return Command(module, *arguments, cache=cache, cwd=cwd).wait(timeout)
+
+
+def run_ranks(
+    *arguments: str, cache: Path, cwd: Path, timeout: float = 200, ranks: int = 2
+) -> subprocess.CompletedProcess:
+    """diva.train as so many processes that something else has started, each told its rank; that of rank 0."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
+    started = [
+        Command("diva.train", *arguments, cache=cache, cwd=cwd, LOCAL_RANK=str(rank), **where)
+        for rank in range(ranks)
+    ]
+    first, *others = [each.wait(timeout) for each in started]
+    assert all(other.returncode == first.returncode for other in others), others
+    return first
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def _main(
@@ -62,15 +94,12 @@ def _main(
     os.environ.update(variables)
     os.chdir(cwd)
     sys.argv = [module, *arguments]
+    multiprocessing.set_start_method(None, force=True)  # the platform's, as in a process of its own
     sys.modules.pop(module, None)  # runpy warns of what is imported already
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         atexit._run_exitfuncs()  # multiprocessing leaves them out
-
-
-def _text(file: Path) -> str:
-    return file.read_text() if file.exists() else ""
 
 
 def metrics(run_folder: Path) -> list[dict[str, str]]:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from command_line import command, environment, losses, run
+from command_line import Command, command, environment, free_port, losses, run, run_ranks
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -55,6 +54,14 @@ def arguments(tiny_overrides: list[str], tiny_release: Path) -> list[str]:
     ]
 
 
+def launch(*given: str, cache: Path, cwd: Path) -> subprocess.CompletedProcess:
+    """diva.train, as two processes where the hardware is for more than one."""
+    several = any(each in given for each in ("hardware=cpu_ddp", "hardware=cpu_fsdp", "hardware.devices=2"))
+    if several:
+        return run_ranks(*given, cache=cache, cwd=cwd, timeout=600)
+    return run("diva.train", *given, cache=cache, cwd=cwd, timeout=600)
+
+
 @pytest.fixture(scope="session")
 def train(arguments, shared_cache, tmp_path_factory):
     """Runs with these arguments and more; once for each name."""
@@ -64,7 +71,7 @@ def train(arguments, shared_cache, tmp_path_factory):
         if name not in done:
             folder = tmp_path_factory.mktemp("runs") / name
             given = [*arguments, *more, f"hydra.run.dir={folder}"]
-            result = run("diva.train", *given, cache=shared_cache, cwd=folder.parent, timeout=600)
+            result = launch(*given, cache=shared_cache, cwd=folder.parent)
             assert result.returncode == 0, result.stderr
             done[name] = folder
         return done[name]
@@ -134,7 +141,7 @@ def test_a_run_goes_on_with_another_strategy(train, single, shared_cache, tmp_pa
     folder = tmp_path / "run"
     shutil.copytree(stopped, folder)
     changes = [f"hardware={continues}", "hardware.precision=32-true", f"max_steps={STEPS}"]
-    done = run("diva.train", f"resume={folder}", *changes, cache=shared_cache, cwd=tmp_path, timeout=600)
+    done = launch(f"resume={folder}", *changes, cache=shared_cache, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     undisturbed = train("fsdp", "hardware=cpu_fsdp", "hardware.precision=32-true")
     if begins == continues:
@@ -185,21 +192,6 @@ def test_each_rank_holds_its_share(tiny_whisper, tiny_llm, tmp_path):
 # ---- processes that something else starts
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def start_together(commands: list[list[str]], environments: list[dict[str, str]], cwd: Path) -> None:
-    processes = [
-        subprocess.Popen(each, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for each, env in zip(commands, environments, strict=True)
-    ]
-    said = [process.communicate(timeout=600)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * len(processes), said
-
-
 NODES = ["hardware.accelerator=cpu", "hardware.devices=1", "hardware.precision=32-true"]
 
 
@@ -210,7 +202,15 @@ def test_two_nodes_by_torchrun(single, arguments, shared_cache, tmp_path):
     launcher += [f"--rdzv-endpoint=127.0.0.1:{free_port()}", "-m", "diva.train"]
     given = [*arguments, "hardware=gpu_nodes", *NODES, f"hydra.run.dir={folder}"]
     command_line = command("torch.distributed.run", *launcher, *given)
-    start_together([command_line] * 2, [environment(shared_cache)] * 2, tmp_path)
+    agents = [
+        subprocess.Popen(
+            command_line, cwd=tmp_path, env=environment(shared_cache),
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    said = [agent.communicate(timeout=600)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
     check_same_run(folder, single)
 
 
@@ -221,11 +221,15 @@ def test_two_tasks_by_slurm(single, arguments, shared_cache, tmp_path):
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "diva", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
     job |= {"SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2", "SLURM_LOCALID": "0"}
     job |= {"SLURM_NODELIST": "127.0.0.1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    tasks = [
-        environment(shared_cache) | job | {"SLURM_PROCID": rank, "SLURM_NODEID": rank} for rank in ("0", "1")
-    ]
     given = [*arguments, "hardware=gpu_nodes", *NODES, f"hydra.run.dir={folder}"]
-    start_together([command("diva.train", *given)] * 2, tasks, tmp_path)
+    tasks = [
+        Command(
+            "diva.train", *given, cache=shared_cache, cwd=tmp_path, **job, SLURM_PROCID=rank, SLURM_NODEID=rank
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    for done in [task.wait(600) for task in tasks]:
+        assert done.returncode == 0, done.stderr
     check_same_run(folder, single)
 
 
@@ -258,11 +262,11 @@ def test_a_process_by_itself_needs_no_folder():
 def test_the_papers_recipe_with_tiny_parts(tiny_overrides, tiny_release, shared_cache, tmp_path, hardware):
     name, *changes = hardware
     folder = tmp_path / "run"
-    done = run(
-        "diva.train", "experiment=diva_llama3_8b", f"hardware={name}", *(f"hardware.{x}" for x in changes),
+    done = launch(
+        "experiment=diva_llama3_8b", f"hardware={name}", *(f"hardware.{x}" for x in changes),
         *tiny_overrides, f"data.root={tiny_release}", "data.batch_size=4", "data.num_workers=0", "max_steps=2",
         "val_every=2", "sample_responses=1", "log_every=1", f"hydra.run.dir={folder}",
-        cache=shared_cache, cwd=tmp_path, timeout=600,
+        cache=shared_cache, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert list(losses(folder)) == [0, 1]

@@ -1,0 +1,182 @@
+"""What both sides of the training benchmark share: clips, frozen parts, adapter, optimizer."""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from benchmarks.clips import write_corpus
+from benchmarks.measure import RESULTS, Parts
+from benchmarks.published_training import PublishedTraining
+from benchmarks.step import OurTraining, Variant, training_step
+from diva.audio import decode
+from diva.cli import check_overrides, make
+from diva.data.batch import SpeechBatch
+from diva.data.datamodule import SpeechDataModule
+from diva.data.decoded import build_once
+from diva.models.build import build, load_tokenizer
+from diva.models.config import DivaConfig, EncoderConfig
+from diva.models.diva import DivaForConditionalGeneration
+from diva.precompute import FrameTable, TeacherTable
+from diva.pretrained import cache_dir
+from diva.train import make_data
+
+# Raise it when the same counts would give other clips.
+_CLIPS_VERSION = 1
+_PARITY_CLIPS = 4
+
+
+@dataclass
+class Bench:
+    """Ready to take steps on either side."""
+
+    config: DictConfig
+    data: SpeechDataModule
+    folder: Path  # of the corpus
+    batches: list[SpeechBatch]
+    ours: OurTraining
+    published: PublishedTraining
+    optimizers: dict[bool, torch.optim.Optimizer]  # by whether it is fused
+    seconds_once: dict[str, float]  # a clip, for what is computed once
+
+    @classmethod
+    def open(cls, root: Path, clips: int, batch_size: int, overrides: list[str]) -> "Bench":
+        """A corpus of so many clips below `root`'s spoken one, and a model that starts as in training."""
+        folder = joined_clips(root, clips)
+        size = f"data.batch_size={batch_size}"
+        config = check_overrides("train", ["data=jsonl", f"data.root={folder}", size, *overrides])
+        model_config: DivaConfig = make(config.model)
+        tokenizer = load_tokenizer(model_config.llm.name)
+        torch.manual_seed(config.seed)
+        model = build(model_config, tokenizer).train()
+        ours, once = OurTraining(model, torch.bfloat16), Parts()
+        with _fresh_cache() as cache:
+            data = make_data(config.data, tokenizer, model_config.adapter.num_query_tokens, cache)
+            with once("decode"):
+                data.setup("fit")
+            with once("teacher"):
+                ours.teacher = TeacherTable.build(model, data.train, tokenizer, _alone)
+            with once("encoder"):
+                gigabytes = config.precompute.encoder_frames_gb
+                ours.frames = FrameTable.build(model, data.train, gigabytes, _alone)
+            data.num_workers = 0
+            full = (batch for batch in data.train_dataloader() if bool(batch.valid.all()))
+            batches = list(islice(full, 8))
+        parameters, algorithm = list(model.adapter.parameters()), make(config.optimizer.algorithm)
+        return cls(
+            config=config,
+            data=data,
+            folder=folder,
+            batches=batches,
+            ours=ours,
+            published=restate(model, torch.bfloat16),
+            optimizers={fused: algorithm(parameters, fused=fused) for fused in (True, False)},
+            seconds_once={name: seconds / len(data.train) for name, seconds in once.seconds.items()},
+        )
+
+    def batch(self, number: int) -> SpeechBatch:
+        """The batch of a round; all sides get the same."""
+        return self.batches[number % len(self.batches)]
+
+    def our_step(self, batch: SpeechBatch, variant: Variant, parts: Parts) -> None:
+        with parts("decode"):  # what was decoded once is read, with kept frames too
+            for clip in batch.clips.tolist():
+                self.data.train.waveform(clip)
+        self._step(lambda: self.ours.losses(batch, variant, parts), variant.fused_optimizer, parts)
+
+    def published_step(self, batch: SpeechBatch, parts: Parts) -> None:
+        names = self.data.train.clips["clip_id"]
+        with parts("decode"):
+            clips = [decode(self.folder / names[clip].as_py()) for clip in batch.clips.tolist()]
+        self._step(lambda: self.published.losses(clips, transcripts(batch), parts), True, parts)
+
+    def _step(self, losses, fused: bool, parts: Parts) -> None:
+        training_step(losses, self.optimizers[fused], self.config.optimizer.gradient_clip, parts)
+
+    def parity(self) -> dict[str, list[float]]:
+        """L_distill and L_align of both sides in float32 on 30 s of context, on a few clips."""
+        given: DivaConfig = make(self.config.model)
+        encoder = EncoderConfig(given.encoder.name, "full")
+        exact = DivaConfig(encoder, given.adapter, given.llm, frozen_dtype="float32")
+        torch.manual_seed(self.config.seed)
+        model = build(exact, load_tokenizer(given.llm.name))
+        batch = self.batches[0].micro_batches(_PARITY_CLIPS)[0]
+        return {name: [float(x) for x in losses] for name, losses in both_losses(model, batch).items()}
+
+
+@torch.no_grad()
+def both_losses(model: DivaForConditionalGeneration, batch: SpeechBatch) -> dict[str, tuple]:
+    """The losses of a batch by our step, nothing kept, and by the published one; no autocast on either side."""
+    variant = Variant(frames="full", teacher="trimmed")
+    waveforms = [
+        row[:count].numpy() for row, count in zip(batch.waveforms, batch.samples.tolist(), strict=True)
+    ]
+    return {
+        "ours": OurTraining(model, None).losses(batch, variant, Parts()),
+        "published": restate(model, None).losses(waveforms, transcripts(batch), Parts()),
+    }
+
+
+def restate(model: DivaForConditionalGeneration, autocast: torch.dtype | None) -> PublishedTraining:
+    """The published step on this model's parts."""
+    prefix, suffix = model.prefix_ids.tolist(), model.suffix_ids.tolist()
+    return PublishedTraining(model.encoder.whisper, model.adapter, model.llm, prefix, suffix, autocast)
+
+
+def transcripts(batch: SpeechBatch) -> list[list[int]]:
+    """Token ids of each row, unpadded."""
+    return [ids[:count] for ids, count in zip(batch.token_ids.tolist(), batch.tokens.tolist(), strict=True)]
+
+
+def joined_clips(root: Path, clips: int) -> Path:
+    """The corpus of `benchmarks.clips` with so many clips to train on, made once."""
+
+    def write(folder: Path) -> None:
+        write_corpus(root, folder, {"train": clips, "dev": 2})
+
+    return build_once(cache_dir() / "benchmark_clips" / f"{_CLIPS_VERSION}_{clips}", write)
+
+
+@contextmanager
+def _fresh_cache() -> Iterator[Path]:
+    """An empty cache folder, so that what is kept has to be computed here and now."""
+    before = os.environ.get("DIVA_CACHE")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["DIVA_CACHE"] = folder
+        try:
+            yield Path(folder)
+        finally:
+            del os.environ["DIVA_CACHE"]
+            if before is not None:
+                os.environ["DIVA_CACHE"] = before
+
+
+def _alone(name: str) -> None:
+    """There are no other processes to wait for."""
+
+
+def parse_arguments(name: str, description: str | None) -> argparse.Namespace:
+    """The command line of a benchmark that opens a Bench."""
+    parser = argparse.ArgumentParser(
+        prog=f"benchmarks.{name}", description=(description or "").splitlines()[0]
+    )
+    parser.add_argument("--data", type=Path, default=Path("data"), help="the spoken corpus's data.root")
+    parser.add_argument("--clips", type=int, help="of the corpus; 96 unless given")
+    parser.add_argument("--batch", type=int, help="clips a step; 16 unless given")
+    parser.add_argument("--rounds", type=int, help="steps of each side; 3 unless given")
+    parser.add_argument("--quick", action="store_true", help="8 clips, steps of 4, one round")
+    parser.add_argument("--into", type=Path, default=RESULTS, help="folder for the JSON file and the table")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of diva.train's config")
+    arguments = parser.parse_args()
+    quick = {"clips": 8, "batch": 4, "rounds": 1}
+    for key, value in (quick if arguments.quick else {"clips": 96, "batch": 16, "rounds": 3}).items():
+        if getattr(arguments, key) is None:
+            setattr(arguments, key, value)
+    return arguments

@@ -1,0 +1,69 @@
+"""Spoken clips with the lengths of Common Voice's, joined from the short sentences of the spoken corpus."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from diva.audio import SAMPLE_RATE
+from diva.data.common_voice import CommonVoice
+from diva.data.manifest import Manifest
+from diva.errors import UserError
+
+# Common Voice 17 English: half of the clips last less than about 5 s. Log-normal, cut where few are left.
+MEDIAN_SECONDS = 5.0
+SIGMA = 0.4
+SHORTEST_SECONDS, LONGEST_SECONDS = 1.0, 15.0
+SPOKEN = "cv-corpus-spoken-mini"
+
+
+def wanted_seconds(count: int, seed: int = 0) -> np.ndarray:
+    """Lengths [count] in seconds, the same for the same seed."""
+    drawn = np.random.default_rng(seed).lognormal(np.log(MEDIAN_SECONDS), SIGMA, count)
+    return drawn.clip(SHORTEST_SECONDS, LONGEST_SECONDS)
+
+
+def write_corpus(root: Path, folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
+    """A corpus in `folder` for `diva.data.jsonl`, with so many mp3 clips in each split.
+
+    `root` is what `data.root` is for the spoken corpus. Raises UserError where that is not there.
+    """
+    release = root / SPOKEN
+    if not (release / "complete").is_file():
+        raise UserError(
+            f"{release} is no finished spoken corpus; `make corpus` makes one, --data names its root"
+        )
+    spoken = CommonVoice(release).manifest("train")
+    (folder / "clips").mkdir(parents=True)
+    seconds = iter(wanted_seconds(sum(counts.values()), seed))
+    order = _forever(len(spoken), seed)
+    for split, count in counts.items():
+        lines = []
+        for number in range(count):
+            name = f"clips/{split}_{number:05d}.mp3"
+            waveform, text = _join(spoken, order, float(next(seconds)))
+            soundfile.write(folder / name, waveform, SAMPLE_RATE)
+            row = {"audio": name, "text": text, "duration": len(waveform) / SAMPLE_RATE}
+            lines.append(json.dumps(row))
+        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def _join(spoken: Manifest, order, seconds: float) -> tuple[np.ndarray, str]:
+    """Sentences one after the other, until they last about as long; never beyond the longest clip."""
+    waveforms, texts, length = [], [], 0.0
+    while True:
+        clip = next(order)
+        lasts = float(spoken.durations[clip])
+        if waveforms and (length + lasts / 2 > seconds or length + lasts > LONGEST_SECONDS):
+            return np.concatenate(waveforms), " ".join(texts)
+        waveforms.append(spoken.waveform(clip))
+        texts.append(spoken.text(clip))
+        length += lasts
+
+
+def _forever(count: int, seed: int):
+    rng = np.random.default_rng([seed, 1])
+    while True:
+        yield from rng.permutation(count).tolist()

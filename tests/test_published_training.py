@@ -1,0 +1,281 @@
+"""The published training step restated against ours: the same losses and gradients, and what the benchmark prints."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_release
+
+from benchmarks import gpu, growth, savings, training
+from benchmarks.bench import both_losses, restate, transcripts
+from benchmarks.clips import LONGEST_SECONDS, SHORTEST_SECONDS, wanted_seconds, write_corpus
+from benchmarks.measure import Parts, in_turn, peak_bytes, reset_peak
+from benchmarks.step import OurTraining, Variant
+from diva.audio import decode, pad_clips
+from diva.cli import check_overrides, make
+from diva.data.batch import SpeechBatch
+from diva.errors import UserError
+from diva.models.build import build, load_tokenizer
+from diva.models.config import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
+from diva.models.skeleton import architecture
+
+Q = 12
+NOTHING_KEPT = {"frames": "full", "teacher": "trimmed"}
+
+
+@pytest.fixture
+def model(tiny_whisper, tiny_llm):
+    torch.manual_seed(0)
+    config = DivaConfig(
+        EncoderConfig(str(tiny_whisper), "full"),
+        AdapterConfig(num_query_tokens=Q),
+        LLMConfig(str(tiny_llm), attention="eager"),
+        frozen_dtype="float32",
+    )
+    return build(config, load_tokenizer(str(tiny_llm))).train()
+
+
+@pytest.fixture
+def batch() -> SpeechBatch:
+    generator = torch.Generator().manual_seed(1)
+    lengths = (8_000, 30_000, 17_500)
+    waveforms, samples = pad_clips([torch.randn(n, generator=generator).numpy() * 0.1 for n in lengths])
+    tokens = torch.tensor([4, Q - 2, 1])
+    ids = torch.randint(3, 300, (3, Q), generator=generator)
+    ids = ids.where(torch.arange(Q) < tokens.unsqueeze(1), 0)
+    return SpeechBatch(waveforms, samples, ids, tokens, torch.arange(3))
+
+
+@pytest.mark.parity
+def test_both_sides_have_the_same_losses(model, batch):
+    losses = both_losses(model, batch)
+    for ours, published in zip(losses["ours"], losses["published"], strict=True):
+        assert float(ours) > 0.1
+        torch.testing.assert_close(ours, published, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parity
+def test_both_sides_have_the_same_gradients(model, batch):
+    waveforms = [row[:n].numpy() for row, n in zip(batch.waveforms, batch.samples, strict=True)]
+    sides = (
+        lambda: OurTraining(model, None).losses(batch, Variant(**NOTHING_KEPT), Parts()),
+        lambda: restate(model, None).losses(waveforms, transcripts(batch), Parts()),
+    )
+    gradients = []
+    for losses in sides:
+        model.adapter.zero_grad()
+        sum(losses()).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.adapter.named_parameters()})
+    for name, ours in gradients[0].items():
+        torch.testing.assert_close(ours, gradients[1][name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"teacher": "padded"},
+        {"reuses_prefix": False},
+        {"last_position_only": True},
+        {"llm_attention": "eager"},
+        {"llm_attention": "sdpa"},
+        {"adapter_attention": "sdpa"},
+        {"frozen_in_float32": True},
+    ],
+)
+def test_a_saving_taken_back_leaves_the_losses(model, batch, change):
+    ours = OurTraining(model, None)
+    with torch.no_grad():
+        expected = ours.losses(batch, Variant(**NOTHING_KEPT), Parts())
+        actual = ours.losses(batch, Variant(**(NOTHING_KEPT | change)), Parts())
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+
+
+def test_variants_compute_what_they_say(model, batch):
+    """Positions that pass through the LLM's first and last layers, and frames that leave the encoder."""
+    layers, seen = model.llm.base_model.layers, {}
+    for name, module in (
+        ("first", layers[0].mlp),
+        ("last", layers[-1].mlp),
+        ("encoder", model.encoder.whisper.layers[0]),
+    ):
+        module.register_forward_hook(
+            lambda m, a, out, name=name: seen.setdefault(name, []).append(out.shape[1])
+        )
+    prefix, suffix, longest = len(model.prefix_ids), len(model.suffix_ids), int(batch.tokens.max())
+    model.student_states(torch.zeros(1, Q, 32))  # fills the cache of the prefix
+
+    def run(**change):
+        seen.clear()
+        with torch.no_grad():
+            OurTraining(model, None).losses(batch, Variant(**(NOTHING_KEPT | change)), Parts())
+        return seen
+
+    assert run() == {
+        "encoder": [1500],
+        "first": [Q + suffix, longest + suffix],
+        "last": [Q + suffix, longest + suffix],
+    }
+    assert run(teacher="padded")["first"] == [Q + suffix, 448 + suffix]
+    assert run(reuses_prefix=False)["first"] == [prefix + Q + suffix, longest + suffix]
+    assert run(last_position_only=True)["last"] == [1, longest + suffix]
+    assert run(frames="bucket")["encoder"] == [batch.waveforms.shape[1] // 320]
+    seen.clear()
+    both_losses(model, batch)
+    assert seen["first"][2:] == [prefix + Q + suffix, prefix + 448 + suffix]
+
+
+def test_lengths_are_those_of_common_voice():
+    seconds = wanted_seconds(4000)
+    assert np.median(seconds) == pytest.approx(5.0, abs=0.2)
+    assert seconds.min() >= SHORTEST_SECONDS
+    assert seconds.max() <= LONGEST_SECONDS
+    np.testing.assert_array_equal(seconds[:50], wanted_seconds(4000)[:50])
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    write_release(root / "cv-corpus-spoken-mini", {"train": 22})
+    (root / "cv-corpus-spoken-mini" / "complete").touch()
+    return root
+
+
+def test_a_joined_clip_has_its_sentences_and_about_its_length(spoken, tmp_path):
+    folder = write_corpus(spoken, tmp_path / "joined", {"train": 6, "dev": 1})
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert len(rows) == 6
+    for row, wanted in zip(rows, wanted_seconds(7), strict=False):
+        heard = len(decode(folder / row["audio"])) / 16_000
+        assert heard == pytest.approx(row["duration"], abs=0.1)
+        assert heard == pytest.approx(wanted, abs=1.5)  # half of the longest sentence
+        assert row["text"].count(" ") >= 0
+    again = write_corpus(spoken, tmp_path / "again", {"train": 6, "dev": 1})
+    assert (again / "train.jsonl").read_text() == (folder / "train.jsonl").read_text()
+
+
+def test_the_benchmark_of_tiny_models(spoken, tiny_overrides, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DIVA_CACHE", str(tmp_path / "cache"))
+    overrides = [*tiny_overrides, "data.max_skipped_fraction=1", "model.adapter.projection_init=embeddings"]
+    command = ["benchmarks.training", "--quick", "--data", str(spoken), "--into", str(tmp_path), *overrides]
+    monkeypatch.setattr("sys.argv", command)
+    training.main()
+    last = capsys.readouterr().out.splitlines()[-1]
+    found = re.fullmatch(
+        r"training speed-up (\d+\.\d\d) \(clips/s ours (\d+\.\d\d), published pattern (\d+\.\d\d)\)", last
+    )
+    assert found
+    speed_up, ours, published = map(float, found.groups())
+    assert speed_up == pytest.approx(ours / published, rel=0.05)
+    figures = json.loads((tmp_path / "training.json").read_text())
+    parts = figures["parts"]["published"]
+    assert {"decode", "features", "encoder", "teacher", "student, backward", "optimizer"} <= parts.keys()
+    spent = sum(part["seconds"] for part in parts.values())
+    assert 0.5 < spent / figures["step_seconds"]["published"]["median"] <= 1.0
+    kept = figures["clips_per_second"]["kept"]
+    once = sum(figures["once_seconds_per_clip"].values())
+    assert figures["clips_per_second"]["ours"] == pytest.approx(
+        1 / (1 / kept + once / figures["passes"]), rel=0.01
+    )
+    assert "| ours, tables kept | 1 |" in (tmp_path / "training.md").read_text()
+
+
+def test_the_table_of_savings_of_tiny_models(spoken, tiny_overrides, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIVA_CACHE", str(tmp_path / "cache"))
+    overrides = [*tiny_overrides, "data.max_skipped_fraction=1", "model.adapter.projection_init=embeddings"]
+    command = ["benchmarks.savings", "--quick", "--data", str(spoken), "--into", str(tmp_path), *overrides]
+    monkeypatch.setattr("sys.argv", command)
+    savings.main()
+    rows = {row["saving"]: row for row in json.loads((tmp_path / "savings.json").read_text())["rows"]}
+    assert rows.keys() == {name for group in savings.GROUPS.values() for name in group} - {
+        "torch.compile of MLPs and norms"
+    }
+    for row in rows.values():
+        assert row["speed_up"] == pytest.approx(row["off"]["median"] / row["on"]["median"], rel=0.01)
+    assert rows["encoder on the bucket's length, not 30 s"]["group"] == "changes the frames"
+    assert "| AdamW fused | shipped |" in (tmp_path / "savings.md").read_text()
+
+
+def test_how_training_grows(spoken, tiny_overrides, tmp_path, monkeypatch):
+    """One run of its own, measured; and one that fails, with its reason."""
+    monkeypatch.setenv("DIVA_CACHE", str(tmp_path / "cache"))
+    small = [*tiny_overrides[:2], "model.adapter.projection_init=embeddings"]
+    command = [
+        "benchmarks.growth",
+        "--clips",
+        "6",
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+        "--data",
+        str(spoken),
+        *small,
+    ]
+    monkeypatch.setattr("sys.argv", command)
+    arguments = growth.parse_arguments()
+    row = growth.measure(growth.Row(times=2, queries=48), arguments)
+    assert (row["clips"], row["queries"], row["processes"]) == (12, 48, 1)
+    assert row["clips_per_second"] > 0
+    assert 100 < row["megabytes"] < 8000
+    with pytest.raises(UserError, match="num_query_tokens=65 is more than the 64"):
+        growth.measure(growth.Row(queries=65), arguments)
+
+
+def test_a_gpu_step_of_tiny_models(tiny_overrides, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["benchmarks.gpu", "--batch", "2", "--rounds", "2"])
+    config = check_overrides("train", ["data.root=null", *tiny_overrides])
+    parts = architecture(make(config.model))
+    row = gpu.measure(config, parts, gpu.parse_arguments(), torch.device("cpu"), peak=0.1)
+    assert (row["batch"], row["n"], row["queries"]) == (2, 2, 48)
+    assert row["clips_per_second"] == pytest.approx(2 / row["step_seconds"], rel=0.05)
+    assert row["mfu"] == pytest.approx(row["gflop_per_clip"] / 1000 * row["clips_per_second"] / 0.1, abs=1e-3)
+
+
+def test_no_gpu_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["benchmarks.gpu"])
+    with pytest.raises(SystemExit) as left:
+        gpu.main()
+    assert left.value.code == 2
+    assert "needs a CUDA device" in capsys.readouterr().err
+    assert gpu.peak_tflops("NVIDIA H100 80GB HBM3") == 989
+    with pytest.raises(UserError, match="--peak-tflops"):
+        gpu.peak_tflops("NVIDIA T4")
+
+
+def test_a_corpus_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DIVA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sys.argv", ["benchmarks.training", "--quick", "--data", str(tmp_path)])
+    with pytest.raises(SystemExit) as left:
+        training.main()
+    assert left.value.code == 2
+    assert "make corpus" in capsys.readouterr().err
+
+
+def test_losses_that_differ_are_no_comparison():
+    training.check_losses({"ours": [1.0, 2.0], "published": [1.0005, 2.0]})
+    with pytest.raises(RuntimeError, match="disagree"):
+        training.check_losses({"ours": [1.0, 2.0], "published": [1.0, 2.002]})
+
+
+def test_contenders_take_turns_and_the_first_round_does_not_count():
+    calls = []
+    seconds = in_turn({"a": lambda n: calls.append(("a", n)), "b": lambda n: calls.append(("b", n))}, 2)
+    assert calls == [("a", -1), ("b", -1), ("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert [len(values) for values in seconds.values()] == [2, 2]
+
+
+def test_peak_memory_begins_anew():
+    cpu = torch.device("cpu")
+    if not peak_bytes(cpu):
+        pytest.skip("this system does not tell what a process holds")
+    reset_peak(cpu)
+    before = peak_bytes(cpu)
+    big = torch.ones(100_000_000)
+    grown = peak_bytes(cpu) - before
+    del big
+    reset_peak(cpu)
+    assert grown > 300e6
+    assert peak_bytes(cpu) - before < 200e6
