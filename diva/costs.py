@@ -330,6 +330,11 @@ def stages_at_full_depth(base: Figures, deeper: Figures, further: int, layers: L
     }
 
 
+def of_layers(figures: Figures, some: int, layers: Layers) -> Figures:
+    """Figures by stage of `some` layers of each part, about, from those of a model with so many layers."""
+    return {stage: value * some / layers[_PARTS[stage]] for stage, value in figures.items()}
+
+
 def at_full_depth(
     measure: Callable[[Layers], Figures], layers: Layers, deepened: Sequence[int] = (1, 2)
 ) -> Figures:

@@ -7,7 +7,7 @@ import torch
 
 from diva.calibration import ROUND_LAYERS, matmul_tflops, stage_seconds
 from diva.cli import make
-from diva.costs import Batch, Figures, Work, count_flops
+from diva.costs import Batch, Figures, Work, count_flops, of_layers
 from diva.errors import UserError
 from diva.memory import Run
 
@@ -89,8 +89,8 @@ class Timing:
 
     def _quick(self, tflops: float) -> bool:
         """Whether a few layers of each part can be timed within seconds."""
-        share = ROUND_LAYERS / min(self.run.parts.layers)
-        flops = share * sum(self.flops_per_clip.values()) * self.batch.rows
+        flops = sum(of_layers(self.flops_per_clip, ROUND_LAYERS, self.run.parts.layers).values())
+        flops *= self.batch.rows
         return flops / (tflops * 1e12 * _ASSUMED_MFU) < _CALIBRATION_SECONDS
 
     def _at_rate(self, tflops: float, origin: str, mfu: float, assumed: bool) -> Figures:
