@@ -36,7 +36,6 @@ class Variant:
 VARIANTS = (
     Variant("shipped", SHIPPED),
     Variant("both", "both losses from the first step", ("objective.distill_from_step=0",)),
-    Variant("queries_24", "24 queries", ("data.query_tokens=24",)),
     Variant("queries_32", "32 queries", ("data.query_tokens=32",)),
     Variant("full", "encoder on 30 s", ("model.encoder.context=full",)),
 )

@@ -80,8 +80,9 @@ def _resampler(rate: int) -> torchaudio.transforms.Resample:
 
 
 def valid_frames(samples: Tensor) -> Tensor:
-    """Encoder frames that speak for a clip of this many samples: its own and those of the silent tail."""
-    return (samples + int(TAIL_SECONDS * SAMPLE_RATE)) // SAMPLES_PER_FRAME
+    """Encoder frames that speak for a clip of so many samples: its own and those of the silent tail, within 30 s."""
+    frames = (samples + int(TAIL_SECONDS * SAMPLE_RATE)) // SAMPLES_PER_FRAME
+    return frames.clamp(max=int(WHISPER_SECONDS * SAMPLE_RATE) // SAMPLES_PER_FRAME)
 
 
 def padded_samples(seconds: float) -> int:

@@ -136,15 +136,19 @@ class FrameTable:
 
 def _frames(model: DivaForConditionalGeneration, manifest: Manifest) -> dict[str, Tensor]:
     order = np.argsort(manifest.durations, kind="stable")
-    device = model.prefix_ids.device
-    frames: dict[int, Tensor] = {}
+    device, encoder = model.prefix_ids.device, model.encoder
+    samples = torch.tensor([len(manifest.waveform(clip)) for clip in range(len(manifest))])
+    starts = nn.functional.pad(valid_frames(samples).cumsum(0), (1, 0))
+    # All at once: thousands of small tensors, kept among large ones that go, would tear the memory to pieces.
+    frames = torch.empty(
+        int(starts[-1]), encoder.whisper.config.d_model, dtype=encoder.whisper.conv1.weight.dtype
+    )
     for batch in track(list(_chunks(order)), description="the encoder listens", transient=True):
-        padded, samples = pad_clips([manifest.waveform(clip) for clip in batch])
-        encoded, mask = model.encoder(padded.to(device), samples.to(device))
-        for clip, row, valid in zip(batch, encoded.cpu(), mask.sum(dim=1).tolist(), strict=True):
-            frames[int(clip)] = row[:valid].clone()
-    lengths = torch.tensor([0, *(len(frames[clip]) for clip in range(len(manifest)))])
-    return {"frames": torch.cat([frames[clip] for clip in range(len(manifest))]), "starts": lengths.cumsum(0)}
+        padded, lengths = pad_clips([manifest.waveform(clip) for clip in batch])
+        encoded, mask = encoder(padded.to(device), lengths.to(device))
+        for clip, row, valid in zip(batch, encoded, mask.sum(dim=1).tolist(), strict=True):
+            frames[starts[clip] : starts[clip + 1]] = row[:valid]
+    return {"frames": frames, "starts": starts}
 
 
 def _chunks(items) -> Iterable:

@@ -43,7 +43,7 @@ def test_each_variant_is_a_run_that_can_be_had_and_a_row(asked, tmp_path, monkey
     quality.main()
     configs = {key: check_overrides("train", overrides) for key, overrides in asked.items()}
     assert {key: config.data.query_tokens for key, config in configs.items()} == {
-        "shipped": 16, "both": 16, "queries_24": 24, "queries_32": 32, "full": 16
+        "shipped": 16, "both": 16, "queries_32": 32, "full": 16
     }  # fmt: skip
     assert {key for key, config in configs.items() if config.model.encoder.context == "full"} == {"full"}
     begins = {key: config.objective.distill_from_step for key, config in configs.items()}
