@@ -64,7 +64,7 @@ class OurTraining:
             distances, _ = align_distances(v, model.embed(batch.token_ids), batch.tokens)
             align = distances.sum() / batch.tokens.sum()
             with parts("student"):
-                student = self._student(model, v, variant)
+                student = self._student(model, v, batch, variant)
             with parts("teacher"):
                 teacher = self._teacher(model, batch, variant)
             return distill_distances(student, teacher).mean(), align
@@ -116,10 +116,14 @@ class OurTraining:
             return self.frames(batch.clips)
         return model.encoder(batch.waveforms, batch.samples)
 
-    def _student(self, model: DivaForConditionalGeneration, v: Tensor, variant: Variant) -> Tensor:
+    def _student(
+        self, model: DivaForConditionalGeneration, v: Tensor, batch: SpeechBatch, variant: Variant
+    ) -> Tensor:
         if variant.last_position_only:
             return student_at_last_position(model, v)
-        return model.student_states(v) if variant.reuses_prefix else whole_student(model, v)
+        if not variant.reuses_prefix:
+            return whole_student(model, v)
+        return model.student_states(v, batch.samples, batch.padded_samples)
 
     def _teacher(self, model: DivaForConditionalGeneration, batch: SpeechBatch, variant: Variant) -> Tensor:
         if variant.teacher == "kept":

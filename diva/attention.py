@@ -20,7 +20,7 @@ from diva.models.processor import Clip
 
 @dataclass(frozen=True)
 class Attention:
-    """What one clip's virtual tokens look at; tensors in float32 on the CPU."""
+    """What those virtual tokens of a clip look at that the LLM reads, Q here; tensors in float32 on the CPU."""
 
     mel: Tensor  # [M, T] log-mel, 10 ms a frame; T = 2 F
     weights: Tensor  # [layers, heads, Q, F], 20 ms a frame; each row sums to 1, masked frames have 0
@@ -47,12 +47,14 @@ def cross_attention(model: DivaForConditionalGeneration, clip: Clip) -> Attentio
             hook = partial(_record, weights)
             hooks.callback(layer.encoder_attn.register_forward_pre_hook(hook, with_kwargs=True).remove)
         virtual_tokens = model.virtual_tokens(waveforms, samples)[0]
+    read = int(model.config.adapter.tokens_read(samples))
+    virtual_tokens = virtual_tokens[-read:]
     # The encoder may have padded the clip to 30 s: the picture covers the frames that it gave.
     padding = weights[0].shape[-1] * SAMPLES_PER_FRAME - waveforms.shape[1]
     nearest = nearest_tokens(virtual_tokens, embedding_matrix(model.llm))
     return Attention(
         mel=model.encoder.log_mel(nn.functional.pad(waveforms, (0, padding)))[0].cpu(),
-        weights=torch.stack(weights).cpu(),
+        weights=torch.stack(weights)[:, :, -read:].cpu(),
         virtual_tokens=virtual_tokens.float().cpu(),
         tokens=[model.processor.tokenizer.decode([token]) for token in nearest.tolist()],
         seconds=int(samples) / SAMPLE_RATE,

@@ -85,6 +85,17 @@ def valid_frames(samples: Tensor) -> Tensor:
     return frames.clamp(max=int(WHISPER_SECONDS * SAMPLE_RATE) // SAMPLES_PER_FRAME)
 
 
+def tokens_read(samples: Tensor, most: int, per_second: float | None) -> Tensor:
+    """Clips of so many samples [B] -> how many of `most` virtual tokens the LLM reads of each, [B].
+
+    So many a second of speech and silent tail, at least one; all of them where `per_second` is None.
+    """
+    if per_second is None:
+        return torch.full_like(samples, most)
+    wanted = valid_frames(samples) * per_second * SAMPLES_PER_FRAME / SAMPLE_RATE
+    return wanted.ceil().long().clamp(1, most)
+
+
 def padded_samples(seconds: float) -> int:
     """Samples that a batch needs so that clips of up to `seconds` have their tail and the margin behind it.
 

@@ -34,7 +34,7 @@ from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from diva import metrics
 from diva.activations import checkpoint_activations
-from diva.audio import SAMPLES_PER_FRAME
+from diva.audio import SAMPLE_RATE, SAMPLES_PER_FRAME, TAIL_SECONDS
 from diva.errors import UserError
 from diva.models.adapter import GROUPED, grouped_attention
 from diva.models.build import embedding_matrix
@@ -123,7 +123,7 @@ def _train(
         loss = loss + align_distances(v, model.embed(ids), tokens)[0].sum()
         mark("alignment")
     if work.distills:
-        student = model.student_states(v)
+        student = model.student_states(v, *_length(batch, v.device))
         mark("student")
         teacher = torch.zeros_like(student) if work.teacher_at_hand else model.teacher_states(ids, tokens)
         mark("teacher")
@@ -134,6 +134,12 @@ def _train(
     mark("adapter, backward")
 
 
+def _length(batch: Batch, device: torch.device) -> tuple[Tensor, int]:
+    """Samples of each clip, and those of the waveforms in which they are."""
+    longest = batch.samples - int(TAIL_SECONDS * SAMPLE_RATE)
+    return torch.full((batch.rows,), longest, device=device), batch.samples
+
+
 def _validate(
     model: DivaForConditionalGeneration, batch: Batch, work: Work, ids: Tensor, tokens: Tensor, mark: Mark
 ) -> None:
@@ -142,7 +148,7 @@ def _validate(
     facing = v[:, : batch.tokens].flatten(0, 1)
     metrics.nearest_tokens(facing, embedding_matrix(model.llm))
     mark("alignment")
-    student = model.student_states(v)
+    student = model.student_states(v, *_length(batch, v.device))
     mark("student")
     teacher = torch.zeros_like(student) if work.teacher_at_hand else model.teacher_states(ids, tokens)
     mark("teacher")

@@ -137,7 +137,8 @@ class DivaTraining(LightningModule):
             distances, _ = align_distances(v, self.model.embed(batch.token_ids), batch.tokens)
             align = distances.sum()
         if distills:
-            distances = distill_distances(self.model.student_states(v), self.teacher_states(batch, train))
+            student = self.model.student_states(v, batch.samples, batch.padded_samples)
+            distances = distill_distances(student, self.teacher_states(batch, train))
             distill = distances.masked_fill(~batch.valid, 0.0).sum()
         return distill, align
 
@@ -170,9 +171,8 @@ class DivaTraining(LightningModule):
         data.record_faults(batch.faults, split)
         batch = batch.to(self.device)
         v = self.virtual_tokens(batch, split)
-        student, teacher = map(
-            self.model.logits, (self.model.student_states(v), self.teacher_states(batch, split))
-        )
+        states = self.model.student_states(v, batch.samples, batch.padded_samples)
+        student, teacher = map(self.model.logits, (states, self.teacher_states(batch, split)))
         values = (
             self._aligned_tokens(v, batch),
             (metrics.first_token_agreement(student, teacher), batch.valid),

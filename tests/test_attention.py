@@ -11,6 +11,7 @@ from diva.audio import LogMel, pad_clips, valid_frames
 from diva.errors import AudioFault, UserError
 from diva.metrics import nearest_tokens
 from diva.models.adapter import MLPAdapter
+from diva.models.config import AdapterConfig
 from diva.models.load import load_model
 
 CLIP = noise(1.3, 7)
@@ -57,6 +58,16 @@ def test_weights_are_those_of_eager_attention(model, context, monkeypatch):
     )
     torch.testing.assert_close(attention.weights.sum(dim=-1), torch.ones(2, 2, 12))
     assert attention.seconds == pytest.approx(1.3)
+
+
+def test_only_what_the_llm_reads_is_shown(model, monkeypatch):
+    whole = cross_attention(model, CLIP)
+    adapter = AdapterConfig(num_query_tokens=12, tokens_per_second=4.0)
+    monkeypatch.setattr(model.config, "adapter", adapter)
+    read = cross_attention(model, CLIP)  # of 1.3 s and a second of tail
+    assert torch.equal(read.virtual_tokens, whole.virtual_tokens[-10:])
+    assert torch.equal(read.weights, whole.weights[:, :, -10:])
+    assert read.tokens == whole.tokens[-10:]
 
 
 def test_frames_behind_the_tail_get_nothing(model):

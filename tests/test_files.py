@@ -13,6 +13,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProces
 
 import diva
 from diva.errors import UserError
+from diva.models.build import build, load_tokenizer
+from diva.models.config import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 
 CLIP = noise(1.3, 3)
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
@@ -114,6 +116,33 @@ def test_the_released_layout_both_ways(model, tmp_path, stored_as):
     assert same_adapter(released, model)
     assert released.config.encoder.context == "full"
     assert released.config.llm.prompt_layout == "released"
+
+
+def test_a_model_that_reads_in_proportion_to_the_clip_keeps_doing_so(tiny_whisper, tiny_llm, tmp_path):
+    adapter = AdapterConfig(num_query_tokens=12, tokens_per_second=4.0)
+    config = DivaConfig(EncoderConfig(str(tiny_whisper)), adapter, LLMConfig(str(tiny_llm)), "float32")
+    model = build(config, load_tokenizer(str(tiny_llm)))
+    model.save_pretrained(tmp_path)
+    again = diva.DivaForConditionalGeneration.from_pretrained(tmp_path)
+    assert again.config.adapter == adapter
+    clips = [noise(0.4, 1), noise(2.5, 2), noise(1.4, 3)]
+    batch = again.processor.spoken_turns(clips, [None] * 3)
+    assert (batch["input_ids"] == again.processor.audio_token_id).sum(dim=1).tolist() == [6, 12, 10]
+    assert (
+        again.processor.tokens_per_second == AutoProcessor.from_pretrained(tmp_path).tokens_per_second == 4.0
+    )
+    # What begins the answer is what training compares, alone and in a batch.
+    v, samples = model.virtual_tokens(batch["audio"], batch["audio_samples"]), batch["audio_samples"]
+    states = model.student_states(v, samples, batch["audio"].shape[1])
+    together = again(**batch).logits[:, -1]
+    torch.testing.assert_close(together, model.logits(states), atol=1e-4, rtol=1e-4)
+    assert again.generate(clips, max_new_tokens=6) == [
+        again.generate([c], max_new_tokens=6)[0] for c in clips
+    ]
+    with pytest.raises(ValueError, match="let DivaProcessor make both"):
+        again.generate(**model.processor.spoken_turns([clips[0]], [None]) | {"audio_samples": samples[1:2]})
+    with pytest.raises(UserError, match="tokens_per_second=4"):
+        again.save_pretrained(tmp_path, layout="released")
 
 
 def test_what_is_no_model_is_said_in_one_line(export, model, tmp_path):

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, WhisperModel
 
 from diva.audio import pad_clips, padded_samples
 from diva.errors import UserError
-from diva.models.adapter import pooling_matrix
+from diva.models.adapter import GROUPED, pooling_matrix
 from diva.models.build import build, load_tokenizer, start_among_embeddings, start_from_shared_tokens
 from diva.models.config import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.diva import DivaForConditionalGeneration
@@ -78,6 +78,40 @@ def test_student_states_equal_the_whole_sequence_in_one_pass(diva, tiny_llm):
             diva.student_states(v), whole, atol=1e-5, rtol=0
         )  # the prefix is not used up
         torch.testing.assert_close(diva.logits(whole), llm.lm_head(whole), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("prefix", [True, False])
+def test_the_llm_reads_as_many_virtual_tokens_as_the_clip_is_long(tiny_whisper, tiny_llm, attention, prefix):
+    diva = make(tiny_whisper, tiny_llm, tokens_per_second=4.0)
+    diva.llm.set_attn_implementation({"eager": GROUPED, "sdpa": "sdpa"}[attention])
+    if not prefix:
+        diva.prefix_ids = diva.prefix_ids[:0]
+    embed = diva.llm.get_input_embeddings()
+    # With a second of tail 5.6, 9.6 and more than the 12 there are; an empty row has its tail.
+    seconds, counts = (0.4, 1.4, 2.9, 0.0), (6, 10, 12, 4)
+    samples = torch.tensor([round(s * 16_000) for s in seconds])
+    assert diva.config.adapter.tokens_read(samples).tolist() == list(counts)
+    v = torch.randn(4, Q, 32)
+    with torch.no_grad():
+        for longest in (2.9, 7.0):
+            states = diva.student_states(v, samples, padded_samples(longest))
+            for row, count in enumerate(counts):
+                parts = [embed(diva.prefix_ids), v[row, -count:], embed(diva.suffix_ids)]
+                whole = diva.llm.model(inputs_embeds=torch.cat(parts).unsqueeze(0)).last_hidden_state[0, -1]
+                torch.testing.assert_close(states[row], whole, atol=1e-5, rtol=0)
+
+
+def test_virtual_tokens_that_no_clip_of_a_batch_has_are_not_computed_with(
+    tiny_whisper, tiny_llm, monkeypatch
+):
+    diva = make(tiny_whisper, tiny_llm, tokens_per_second=4.0)
+    lengths = []
+    monkeypatch.setattr(diva, "_states", lambda x, unread: lengths.append((x.shape[1], unread.tolist())) or x)
+    suffix = len(diva.suffix_ids)
+    # The second clip is longer than its bucket says, which happens where durations are listed wrongly.
+    diva.student_states(torch.randn(2, Q, 32), torch.tensor([6_400, 22_400]), padded_samples(0.9))
+    assert lengths == [(8 + suffix, [2, 0])]
 
 
 def test_teacher_states_equal_each_transcript_read_alone(diva, tiny_llm):
@@ -181,6 +215,8 @@ def test_wrong_model_settings_name_their_key(tiny_whisper, tiny_llm):
     for build_config in (
         lambda: EncoderConfig("x", "buckets"),
         lambda: AdapterConfig(num_query_tokens=0),
+        lambda: AdapterConfig(num_query_tokens=4, tokens_per_second=0.0),
+        lambda: AdapterConfig(num_query_tokens=4, tokens_per_second=2.0, kind="mlp"),
         lambda: AdapterConfig(num_query_tokens=4, kind="qfomer"),
         lambda: AdapterConfig(num_query_tokens=4, init="none"),
     ):

@@ -45,7 +45,7 @@ def batch() -> SpeechBatch:
     tokens = torch.tensor([4, Q - 2, 1])
     ids = torch.randint(3, 300, (3, Q), generator=generator)
     ids = ids.where(torch.arange(Q) < tokens.unsqueeze(1), 0)
-    return SpeechBatch(waveforms, samples, ids, tokens, torch.arange(3))
+    return SpeechBatch(waveforms, samples, ids, tokens, torch.arange(3), waveforms.shape[1])
 
 
 @pytest.mark.parity

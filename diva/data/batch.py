@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from diva.audio import SAMPLE_RATE
+from diva.audio import SAMPLE_RATE, tokens_read
 from diva.data.manifest import Manifest, Skip
 from diva.errors import AudioFault
 
@@ -35,6 +35,7 @@ class SpeechBatch:
     token_ids: Tensor  # [B, N] int64 transcript tokens without special tokens, zero-padded to N = max_tokens
     tokens: Tensor  # [B] int64, transcript tokens of each clip; 0 for an empty row
     clips: Tensor  # [B] int64, index of each clip in its manifest; EMPTY_ROW for an empty row
+    padded_samples: int  # S of the bucket, also where nobody hears the waveforms
     faults: list[Skip] = field(default_factory=list)  # clips of this batch that could not be heard
 
     def __len__(self) -> int:
@@ -66,6 +67,7 @@ class SpeechBatch:
             token_ids=change(self.token_ids),
             tokens=change(self.tokens),
             clips=change(self.clips),
+            padded_samples=self.padded_samples,
             faults=faults,
         )
 
@@ -75,15 +77,22 @@ class SpeechDataset(Dataset[SpeechBatch]):
 
     A clip that cannot be decoded, or turns out longer than its bucket (a wrong entry in clip_durations.tsv),
     leaves its row empty and is named in `faults`: one bad file never ends a run. `heard=False` leaves out the
-    waveforms of a manifest that is decoded, for those who have the encoder's frames of its clips.
+    waveforms of a manifest that is decoded, for those who have the encoder's frames of its clips. A transcript has at
+    most `max_tokens`, or as many as the clip has at `tokens_per_second` (`diva.audio.tokens_read`).
     """
 
     def __init__(
-        self, manifest: Manifest, tokenizer: PreTrainedTokenizerBase, max_tokens: int, heard: bool = True
+        self,
+        manifest: Manifest,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        heard: bool = True,
+        tokens_per_second: float | None = None,
     ):
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self.tokens_per_second = tokens_per_second
         self.heard = heard
 
     def __len__(self) -> int:
@@ -100,22 +109,23 @@ class SpeechDataset(Dataset[SpeechBatch]):
             if clip == EMPTY_ROW:
                 continue
             try:
-                waveform, ids = self._waveform(clip, plan.padded_samples), self._tokens(clip)
+                waveform = self._waveform(clip, plan.padded_samples)
+                length = len(waveform) if self.heard else self._listed_samples(clip)
+                ids = self._tokens(clip, length)
             except AudioFault as fault:
                 clip_id = self.manifest.clips["clip_id"][clip].as_py()
                 faults.append(Skip(clip_id, fault.reason, fault.detail))
                 continue
             waveforms[row, : len(waveform)] = torch.from_numpy(waveform)
             token_ids[row, : len(ids)] = ids
-            listed = self.manifest.durations[clip]
-            samples[row] = len(waveform) if self.heard else round(float(listed) * SAMPLE_RATE)
-            tokens[row], clips[row] = len(ids), clip
+            samples[row], tokens[row], clips[row] = length, len(ids), clip
         return SpeechBatch(
             waveforms=waveforms,
             samples=torch.tensor(samples),
             token_ids=torch.from_numpy(token_ids),
             tokens=torch.tensor(tokens),
             clips=torch.tensor(clips),
+            padded_samples=plan.padded_samples,
             faults=faults,
         )
 
@@ -132,10 +142,14 @@ class SpeechDataset(Dataset[SpeechBatch]):
             )
         return waveform
 
-    def _tokens(self, clip: int) -> list[int]:
-        """The 1 to max_tokens token ids of a clip's transcript."""
+    def _listed_samples(self, clip: int) -> int:
+        return round(float(self.manifest.durations[clip]) * SAMPLE_RATE)
+
+    def _tokens(self, clip: int, samples: int) -> list[int]:
+        """The token ids of a clip's transcript, at least one and no more than it has virtual tokens."""
         ids = transcript_tokens(self.tokenizer, [self.manifest.text(clip)])[0]
-        if fault := transcript_fault(len(ids), self.max_tokens):
+        most = tokens_read(torch.tensor(samples), self.max_tokens, self.tokens_per_second)
+        if fault := transcript_fault(len(ids), int(most)):
             raise fault
         return ids
 
@@ -151,6 +165,6 @@ def transcript_fault(tokens: int, max_tokens: int) -> AudioFault | None:
         return AudioFault("empty text", "the tokenizer finds no token in the transcript")
     if tokens > max_tokens:
         return AudioFault(
-            "too many tokens", f"{tokens} transcript tokens, the model has {max_tokens} query tokens"
+            "too many tokens", f"{tokens} transcript tokens, the model has {max_tokens} query tokens for it"
         )
     return None

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from diva.audio import padded_samples
+from diva.audio import SAMPLE_RATE, WHISPER_SECONDS, padded_samples, tokens_read
 from diva.data.batch import SpeechBatch, SpeechDataset, transcript_fault, transcript_tokens
 from diva.data.bucketing import BucketBatchSampler, EvalBatchSampler, ResumableLoader, bucket_edges
 from diva.data.decoded import decode_once
@@ -37,6 +37,7 @@ class SpeechDataModule(LightningDataModule):
         train_split: split of the corpus to train on.
         val_splits: name of each validation -> split of the corpus.
         val_batch_size: recordings per validation batch and device.
+        query_tokens_per_second: limits transcripts by the length of their clip too (AdapterConfig.tokens_per_second).
         max_train_clips: train on so many clips, the same ones whatever the seed; null for all.
         max_val_clips: validate on so many clips of each split; null for all.
         max_skipped_fraction: above this share of clips left out, setup and `record_faults` raise UserError.
@@ -57,6 +58,7 @@ class SpeechDataModule(LightningDataModule):
         train_split: str = "train",
         val_splits: Mapping[str, str],
         val_batch_size: int,
+        query_tokens_per_second: float | None = None,
         max_train_clips: int | None = None,
         max_val_clips: int | None = None,
         max_skipped_fraction: float = 0.05,
@@ -74,6 +76,7 @@ class SpeechDataModule(LightningDataModule):
         self.train_split = train_split
         self.val_splits = dict(val_splits)
         self.val_batch_size = val_batch_size
+        self.query_tokens_per_second = query_tokens_per_second
         self.max_train_clips = max_train_clips
         self.max_val_clips = max_val_clips
         self.max_skipped_fraction = max_skipped_fraction
@@ -106,7 +109,9 @@ class SpeechDataModule(LightningDataModule):
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def _manifest(self, split: str, limit: int | None) -> Manifest:
-        manifest = drop_unlearnable(self.corpus.manifest(split), self.tokenizer, self.max_tokens)
+        manifest = self.corpus.manifest(split)
+        limits = token_limits(manifest.durations, self.max_tokens, self.query_tokens_per_second)
+        manifest = drop_unlearnable(manifest, self.tokenizer, limits)
         if limit is not None and limit < len(manifest):
             # Not the run's seed: runs that differ in it alone are to see the same clips.
             manifest = manifest.select(np.random.default_rng(0).permutation(len(manifest))[:limit])
@@ -189,7 +194,9 @@ class SpeechDataModule(LightningDataModule):
 
     def _dataset(self, split: str) -> SpeechDataset:
         heard = split not in self._unheard
-        return SpeechDataset(self._splits[split], self.tokenizer, self.max_tokens, heard)
+        return SpeechDataset(
+            self._splits[split], self.tokenizer, self.max_tokens, heard, self.query_tokens_per_second
+        )
 
     def _edges_for(self, manifest: Manifest) -> list[float]:
         """The training buckets, and one more where a clip is longer than all of them."""
@@ -250,22 +257,29 @@ class SpeechDataModule(LightningDataModule):
             self._run_faults.setdefault(split, {})[clip_id] = Skip(clip_id, reason, detail)
 
 
-def drop_unlearnable(manifest: Manifest, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> Manifest:
-    """The manifest without transcripts of no token or of more than `max_tokens`, which join `skipped`.
+def token_limits(durations: np.ndarray, max_tokens: int, per_second: float | None) -> np.ndarray:
+    """Durations [n] in seconds, NaN where not listed -> how many tokens each transcript may have, [n]."""
+    seconds = np.nan_to_num(durations.astype(np.float64), nan=WHISPER_SECONDS)
+    samples = torch.from_numpy(np.rint(seconds * SAMPLE_RATE).astype(np.int64))
+    return tokens_read(samples, max_tokens, per_second).numpy()
+
+
+def drop_unlearnable(manifest: Manifest, tokenizer: PreTrainedTokenizerBase, limits: np.ndarray) -> Manifest:
+    """The manifest without transcripts of no token or of more than `limits` [n] say, which join `skipped`.
 
     A token stands for at least a byte (SentencePiece puts one in front), so only transcripts of as many bytes
     are tokenised: a million rows take no time. The few tokenizers of which that is not true lose no more than
     it: SpeechDataset checks again.
     """
     texts = manifest.clips["text"]
-    long = np.flatnonzero(pc.greater_equal(pc.binary_length(texts), max_tokens).to_numpy())
+    long = np.flatnonzero(pc.binary_length(texts).to_numpy() >= limits)
     skips: list[Skip] = []
     dropped = np.zeros(len(manifest), dtype=bool)
     for start in range(0, len(long), _TOKENIZE_AT_ONCE):
         rows = long[start : start + _TOKENIZE_AT_ONCE]
         ids = transcript_tokens(tokenizer, texts.take(pa.array(rows)).to_pylist())
         for row, tokens in zip(rows, map(len, ids), strict=True):
-            if fault := transcript_fault(tokens, max_tokens):
+            if fault := transcript_fault(tokens, int(limits[row])):
                 skips.append(Skip(manifest.clips["clip_id"][int(row)].as_py(), fault.reason, fault.detail))
                 dropped[row] = True
     if not skips:

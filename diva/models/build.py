@@ -58,6 +58,7 @@ def build(
     processor = DivaProcessor(
         tokenizer,
         num_query_tokens=config.adapter.num_query_tokens,
+        tokens_per_second=config.adapter.tokens_per_second,
         audio_token_id=vocabulary,
         system_prompt=config.llm.system_prompt,
         prompt_layout=config.llm.prompt_layout,

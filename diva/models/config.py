@@ -3,8 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, get_args
 
+from torch import Tensor
 from transformers import PreTrainedConfig
 
+from diva.audio import tokens_read
 from diva.errors import UserError
 from diva.models.encoder import Context
 
@@ -32,12 +34,16 @@ class AdapterConfig:
     `init="whisper"` starts the Q-Former from Whisper's decoder. `projection_init="embeddings"` starts the
     virtual tokens with the mean and the spread of the token embeddings, "shared_tokens" also in their direction
     as far as Whisper's own token embeddings tell it (both in `diva.models.build`); "default" is torch's own.
+
+    With `tokens_per_second` the LLM reads only the last virtual tokens, as many as the clip is long: what it
+    takes to read the others is saved. The paper's reads all of them (null).
     """
 
     num_query_tokens: int
     kind: Literal["qformer", "mlp"] = "qformer"
     init: Literal["whisper", "random"] = "whisper"
     projection_init: Literal["embeddings", "shared_tokens", "default"] = "embeddings"
+    tokens_per_second: float | None = None
 
     def __post_init__(self):
         _check("model.adapter.kind", self.kind, ("qformer", "mlp"))
@@ -51,6 +57,20 @@ class AdapterConfig:
             )
         if self.num_query_tokens < 1:
             raise UserError(f"model.adapter.num_query_tokens={self.num_query_tokens} must be at least 1")
+        rate = self.tokens_per_second
+        if rate is not None and rate <= 0:
+            raise UserError(
+                f"model.adapter.tokens_per_second={rate} must be above 0, or null for all of them"
+            )
+        if rate is not None and self.kind == "mlp":
+            raise UserError(
+                "model.adapter.tokens_per_second needs model.adapter.kind=qformer: each virtual token of the MLP"
+                " speaks for a stretch of the clip, and the LLM would miss the first of them"
+            )
+
+    def tokens_read(self, samples: Tensor) -> Tensor:
+        """Clips of so many samples [B] -> how many virtual tokens, the last ones, the LLM reads of each, [B]."""
+        return tokens_read(samples, self.num_query_tokens, self.tokens_per_second)
 
 
 @dataclass(frozen=True)

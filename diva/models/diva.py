@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from diva.audio import SAMPLE_RATE, TAIL_SECONDS
 from diva.models.adapter import GROUPED
 from diva.models.config import DivaConfig
 from diva.models.encoder import SpeechEncoder
@@ -83,10 +84,25 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     # ---- training: the state in which the next token is decided
 
-    def student_states(self, virtual_tokens: Tensor) -> Tensor:
-        """v [B, Q, D] -> hidden state after the final norm at the last position of the suffix, [B, D]."""
+    def student_states(
+        self, virtual_tokens: Tensor, samples: Tensor | None = None, padded_samples: int = 0
+    ) -> Tensor:
+        """v [B, Q, D] -> hidden state after the final norm at the last position of the suffix, [B, D].
+
+        Where the LLM reads virtual tokens in proportion to the clip's length (`AdapterConfig.tokens_per_second`) it
+        has to be told of `samples` [B] in waveforms of `padded_samples`; else it reads all.
+        """
         suffix = self.embed(self.suffix_ids).expand(len(virtual_tokens), -1, -1)
-        return self._states(torch.cat([virtual_tokens.to(suffix.dtype), suffix], dim=1))[:, -1]
+        v = virtual_tokens.to(suffix.dtype)
+        adapter = self.config.adapter
+        if adapter.tokens_per_second is None or samples is None:
+            return self._states(torch.cat([v, suffix], dim=1))[:, -1]
+        # By the shape of the batch, which the host knows, and not by its longest clip, which the device does.
+        longest = padded_samples - int(TAIL_SECONDS * SAMPLE_RATE)
+        v = v[:, -int(adapter.tokens_read(torch.tensor(longest))) :]
+        # A clip may be a little longer than its bucket (SpeechDataset): of it the first are missing.
+        unread = (v.shape[1] - adapter.tokens_read(samples)).clamp(min=0)
+        return self._states(torch.cat([v, suffix], dim=1), unread)[:, -1]
 
     @torch.no_grad()
     def teacher_states(self, token_ids: Tensor, tokens: Tensor) -> Tensor:
@@ -107,14 +123,35 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Hidden states [..., D] -> next-token logits [..., V] in float32."""
         return self.llm.get_output_embeddings()(states).float()
 
-    def _states(self, embeddings: Tensor) -> Tensor:
-        """Embeddings [B, L, D] behind the prefix -> hidden states after the final norm [B, L, D]."""
+    def _states(self, embeddings: Tensor, unread: Tensor | None = None) -> Tensor:
+        """Embeddings [B, L, D] behind the prefix -> hidden states after the final norm [B, L, D].
+
+        The first `unread` [B] positions of each row are as if they were not there.
+        """
+        told = {} if unread is None else self._leaving_out(unread, embeddings.shape[1])
         # The frozen LLM computes in the precision it is held in: autocast would only add casts.
         with torch.autocast(embeddings.device.type, enabled=False):
             output = self.llm.base_model(
-                inputs_embeds=embeddings, past_key_values=self._prefix(len(embeddings)), use_cache=True
+                inputs_embeds=embeddings,
+                past_key_values=self._prefix(len(embeddings)),
+                use_cache=True,
+                **told,
             )
         return output.last_hidden_state
+
+    def _leaving_out(self, unread: Tensor, length: int) -> dict[str, Tensor]:
+        """What tells the LLM to leave out the first `unread` [B] of `length` positions L behind the prefix of P.
+
+        A mask [B, 1, L, P + L], True where to look, and positions [B, L]. A mask of two dimensions would be looked
+        into on the host. Positions left out see themselves: attention over nothing would be NaN.
+        """
+        start = len(self.prefix_ids)
+        place = torch.arange(start + length, device=unread.device)
+        new = place[start:].unsqueeze(1)
+        read = (place < start) | (place >= start + unread.unsqueeze(1))
+        mask = ((place <= new) & read.unsqueeze(1)) | (place == new)
+        positions = (place[start:] - unread.unsqueeze(1)).clamp(min=0)
+        return {"attention_mask": mask.unsqueeze(1), "position_ids": positions}
 
     def _prefix(self, batch: int) -> DynamicCache | None:
         """The prefix's keys and values, expanded to `batch` rows; None for a template without a prefix."""
@@ -135,7 +172,7 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def input_embeddings(
         self, input_ids: Tensor, audio: Tensor | None = None, audio_samples: Tensor | None = None
     ) -> Tensor:
-        """Ids [B, L] with Q placeholders for each clip -> embeddings [B, L, D], virtual tokens in their place.
+        """Ids [B, L] with placeholders for each clip -> embeddings [B, L, D], its virtual tokens in their place.
 
         `audio` [A, S] and `audio_samples` [A] are the clips of the whole batch in reading order.
         """
@@ -143,12 +180,15 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         embeddings = self.embed(input_ids.masked_fill(heard, 0))
         if audio is None:
             return embeddings
-        if int(heard.sum()) != len(audio) * self.config.adapter.num_query_tokens:
+        read = self.config.adapter.tokens_read(audio_samples)
+        if int(heard.sum()) != int(read.sum()):
             raise ValueError(
                 f"input_ids has {int(heard.sum())} places for virtual tokens, while {len(audio)} clips give"
-                f" {len(audio) * self.config.adapter.num_query_tokens}; let DivaProcessor make both"
+                f" {int(read.sum())}; let DivaProcessor make both"
             )
         v = self.virtual_tokens(audio, audio_samples)
+        number = torch.arange(v.shape[1], device=read.device)
+        v = v[number >= v.shape[1] - read.unsqueeze(1)]
         return embeddings.masked_scatter(heard.unsqueeze(-1), v.to(embeddings.dtype))
 
     def forward(

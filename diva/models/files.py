@@ -164,6 +164,11 @@ def _to_released(model: DivaForConditionalGeneration) -> dict[str, Tensor]:
         raise UserError(
             "the released layout has a Q-Former (model.adapter.kind=qformer); this adapter is an MLP"
         )
+    if model.config.adapter.tokens_per_second is not None:
+        raise UserError(
+            "the published code reads all virtual tokens of a clip, however long; this model was trained with"
+            f" model.adapter.tokens_per_second={model.config.adapter.tokens_per_second:g}"
+        )
     from transformers import WhisperModel
 
     decoder = WhisperModel.from_pretrained(resolve(model.config.encoder.name), dtype=torch.float32).decoder

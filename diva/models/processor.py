@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from diva.audio import SAMPLE_RATE, WHISPER_SECONDS, pad_clips, to_waveform, windows
+from diva.audio import SAMPLE_RATE, WHISPER_SECONDS, pad_clips, to_waveform, tokens_read, windows
 from diva.errors import AudioFault, UserError
 from diva.prompts import Message, audio_parts, chat_pieces, encode, released_user_turn, user_turn
 
@@ -20,8 +20,8 @@ Clip = str | Path | bytes | np.ndarray | Tensor | Sequence[float]
 class DivaProcessor(ProcessorMixin):
     """Makes the inputs of DivaForConditionalGeneration; log-mel is the model's, on its own device.
 
-    A clip becomes `num_query_tokens` placeholders for every 30 s of it. `audio_token_id` is outside the LLM's
-    vocabulary, so no text can hold it. Chats without a system message get `system_prompt`, under which the
+    A clip becomes `num_query_tokens` placeholders for every 30 s of it, or `tokens_per_second`, where that is given
+    and makes fewer. `audio_token_id` is outside the LLM's vocabulary, so no text can hold it. Chats without a system message get `system_prompt`, under which the
     adapter was trained. Longer clips are cut where they are quietest (`long_audio="split"`) or refused
     ("error"); `max_audio_seconds` is the limit for a whole clip.
     """
@@ -30,6 +30,7 @@ class DivaProcessor(ProcessorMixin):
         self,
         tokenizer: PreTrainedTokenizerBase,
         num_query_tokens: int = 1,
+        tokens_per_second: float | None = None,
         audio_token_id: int = -1,
         system_prompt: str | None = None,
         prompt_layout: Literal["template", "released"] = "template",
@@ -41,6 +42,7 @@ class DivaProcessor(ProcessorMixin):
         if long_audio not in ("split", "error"):
             raise UserError(f"long_audio={long_audio!r} is unknown; it is split or error")
         self.num_query_tokens = num_query_tokens
+        self.tokens_per_second = tokens_per_second
         self.audio_token_id = audio_token_id
         self.system_prompt = system_prompt
         self.prompt_layout = prompt_layout
@@ -147,8 +149,10 @@ class DivaProcessor(ProcessorMixin):
         rows = []
         for texts, heard in zip(pieces, clips, strict=True):
             row = list(texts[0])
-            for window, text in zip(heard, texts[1:], strict=True):
-                row += [self.audio_token_id] * (self.num_query_tokens * len(window)) + text
+            for windows_of_clip, text in zip(heard, texts[1:], strict=True):
+                samples = torch.tensor([len(window) for window in windows_of_clip])
+                read = tokens_read(samples, self.num_query_tokens, self.tokens_per_second)
+                row += [self.audio_token_id] * int(read.sum()) + text
             rows.append(row)
         ids, mask = pad_left(rows, self.pad_token_id)
         data = {"input_ids": ids, "attention_mask": mask}

@@ -114,6 +114,25 @@ def test_a_transcript_longer_than_the_query_tokens_is_a_fault():
     assert batch.valid.tolist() == [False, True]
 
 
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_transcript_longer_than_the_clip_has_query_tokens_is_a_fault(heard):
+    speech = dataset(heard=heard)
+    speech.tokens_per_second = 1.5
+
+    # 1.5 a second of speech and tail: 3 for a second, 3 for half a one (rounded up), 5 for two.
+    batch = speech[BatchPlan([0, 1, 2, 3], padded_samples(2.0))]
+
+    assert batch.tokens.tolist() == [3, 3, 5, 4]
+    speech.tokens_per_second = 1.4
+    batch = speech[BatchPlan([0, 1, 2, 3], padded_samples(2.0))]
+    assert batch.tokens.tolist() == [3, 3, 5, 4]
+    speech.tokens_per_second = 1.3
+    batch = speech[BatchPlan([0, 1, 2, 3], padded_samples(2.0))]
+    assert batch.tokens.tolist() == [3, 0, 0, 4]
+    assert [fault.clip_id for fault in batch.faults] == ["clip1", "clip2"]
+    assert "5 transcript tokens, the model has 4 query tokens for it" in batch.faults[1].detail
+
+
 def test_micro_batches_are_the_batch_cut_in_order():
     batch = dataset()[BatchPlan([3, 1, 0, 2, -1], padded_samples(2.0))]
 
@@ -122,6 +141,7 @@ def test_micro_batches_are_the_batch_cut_in_order():
     assert [len(part) for part in parts] == [2, 2, 1]
     for name in ("waveforms", "samples", "token_ids", "tokens", "clips"):
         assert torch.cat([getattr(part, name) for part in parts]).equal(getattr(batch, name))
+    assert {part.padded_samples for part in parts} == {padded_samples(2.0)}
 
 
 def test_lightning_moves_every_tensor_and_keeps_the_faults():

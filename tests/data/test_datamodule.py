@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from diva.audio import SAMPLE_RATE
 from diva.cli import check_overrides
-from diva.data.datamodule import SpeechDataModule
+from diva.data.datamodule import SpeechDataModule, token_limits
 from diva.data.manifest import Manifest, Skip
 from diva.errors import AudioFault, UserError
 from diva.models.build import build, load_tokenizer
@@ -51,10 +51,13 @@ class Memory:
     texts: list[str] = field(default_factory=lambda: ["hello"] * CLIPS)
     damaged: frozenset[int] = frozenset()
     skipped: list[Skip] = field(default_factory=list)
+    seconds: list[float] | None = None  # of the training clips
 
     def manifest(self, split: str) -> Manifest:
         texts = self.texts if split == "train" else ["bye"] * 4
         seconds = np.random.default_rng(0).uniform(0.5, 3.0, len(texts)).astype(np.float32)
+        if self.seconds and split == "train":
+            seconds = np.array(self.seconds, dtype=np.float32)
         if split != "train":
             seconds *= 2
         clips = pa.table(
@@ -150,6 +153,19 @@ def test_transcripts_beyond_the_query_tokens_are_left_out_and_listed(make, tmp_p
     assert ("train3", "empty text") in reasons
     assert len(reasons) == 16
     assert "train\ttrain2\ttoo many tokens\t9 transcript tokens" in (tmp_path / "skipped.tsv").read_text()
+
+
+def test_transcripts_beyond_the_query_tokens_of_their_clip_are_left_out(make):
+    corpus = Memory(["1234", "12345", "123456"] * 4, seconds=[0.5, 2.0, 2.0] * 4)
+    # 2 a second of speech and tail: 3 for half a second, 6 for two.
+    made = make(corpus=corpus, query_tokens_per_second=2.0, max_skipped_fraction=1.0)
+    made.setup("fit")
+    assert sorted(set(made.train.column("text"))) == ["12345", "123456"]
+    assert {skip.detail for skip in made.skipped["train"]} == {
+        "4 transcript tokens, the model has 3 query tokens for it"
+    }
+    assert token_limits(np.array([0.5, np.nan, 2.0]), 100, 2.0).tolist() == [3, 60, 6]
+    assert token_limits(np.array([0.5, np.nan]), 100, None).tolist() == [100, 100]
 
 
 def test_only_transcripts_that_could_be_too_long_are_tokenised(make):
