@@ -62,10 +62,10 @@ class Bench:
             with once("decode"):
                 data.setup("fit")
             with once("teacher"):
-                ours.teacher = TeacherTable.build(model, data.train, tokenizer, _alone)
+                ours.teacher = TeacherTable.build(model, data.train, tokenizer)
             with once("encoder"):
                 gigabytes = config.precompute.encoder_frames_gb
-                ours.frames = FrameTable.build(model, data.train, gigabytes, _alone)
+                ours.frames = FrameTable.build(model, data.train, gigabytes)
             data.num_workers = 0
             full = (batch for batch in data.train_dataloader() if bool(batch.valid.all()))
             batches = list(islice(full, 8))
@@ -156,10 +156,6 @@ def _fresh_cache() -> Iterator[Path]:
             del os.environ["DIVA_CACHE"]
             if before is not None:
                 os.environ["DIVA_CACHE"] = before
-
-
-def _alone(name: str) -> None:
-    """There are no other processes to wait for."""
 
 
 def parse_arguments(name: str, description: str | None) -> argparse.Namespace:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import (
@@ -18,21 +19,25 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from diva.errors import AudioFault
+
 
 class LastCheckpoint(Callback):
-    """Keeps `last.ckpt`: every `every_n_steps`, at the end, and before the run obeys a SIGTERM (preemption).
+    """Keeps `last.ckpt`: every so many steps, at the end, and before the run obeys a SIGTERM (preemption).
 
-    It is written beside its place and then renamed, so a killed run never leaves half a checkpoint.
+    Also before each validation (`val_every`), which a run that is stopped there does not make again. It is written
+    beside its place and then renamed, so a killed run never leaves half a checkpoint.
     """
 
-    def __init__(self, folder: str | Path, every_n_steps: int):
+    def __init__(self, folder: str | Path, every_n_steps: int, val_every: int):
         self.path = Path(folder) / "last.ckpt"
-        self.every_n_steps = every_n_steps
+        self.intervals = every_n_steps, val_every
+        self._saved_at = -1
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs, batch, batch_idx
     ) -> None:
-        due = trainer.global_step % self.every_n_steps == 0
+        due = any(trainer.global_step % interval == 0 for interval in self.intervals)
         if due or trainer.received_sigterm:
             self._save(trainer)  # Lightning ends the run once this step's metrics are written
 
@@ -40,6 +45,9 @@ class LastCheckpoint(Callback):
         self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
+        if trainer.global_step == self._saved_at:
+            return
+        self._saved_at = trainer.global_step
         temporary = self.path.with_suffix(".tmp")
         trainer.save_checkpoint(temporary)  # a collective: every rank takes part, rank 0 writes
         if trainer.is_global_zero:
@@ -74,8 +82,25 @@ class Throughput(Callback):
         self.seconds += seconds
         self.waited += waited
         self._step_ended = now
-        values = {"train/clips_per_second": clips / seconds, "train/data_wait_fraction": waited / seconds}
+        values = {
+            "train/clips_per_second": clips / seconds,
+            "train/data_wait_fraction": waited / seconds,
+            "train/padding_fraction": batch.padding_fraction,
+        }
         module.log_dict(values, batch_size=max(clips, 1))
+
+    def state_dict(self) -> dict[str, float]:
+        return {"clips": self.clips, "seconds": self.seconds, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """A resumed run goes on counting."""
+        self.clips, self.seconds = int(state_dict["clips"]), state_dict["seconds"]
+        self.waited = state_dict["waited"]
+
+    @property
+    def waited_fraction(self) -> float:
+        """Share of the steps' time in which they waited for data."""
+        return self.waited / self.seconds if self.seconds else 0.0
 
     @property
     def clips_per_second(self) -> float:
@@ -117,8 +142,9 @@ class RunProgress(Callback):
         self._progress.update(self._task, completed=trainer.global_step, figures=figures)
 
     @rank_zero_only
-    def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if self._progress is None or trainer.sanity_checking:
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        # Not at the end of its epoch, where callbacks come before the module that logs the figures.
+        if self._progress is None:
             return
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("train/")}
         line = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
@@ -148,9 +174,18 @@ class SampleResponses(Callback):
         self.max_new_tokens = max_new_tokens
         self.rows: list[tuple[str, str, str]] = []
 
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.respond(trainer, module)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        # A run that was stopped after its last step trains no more, but is validated.
+        if trainer.state.fn == TrainerFn.VALIDATING and not self.rows:
+            self.respond(trainer, module)
+
     @rank_zero_only
     @torch.no_grad()
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def respond(self, trainer: Trainer, module: LightningModule) -> None:
+        """Ask, keep, write and show."""
         module.eval()
         self.rows = self._responses(trainer, module)
         table = Table("spoken question", "teacher, reading", "student, hearing", title="Held-out speech")
@@ -165,12 +200,18 @@ class SampleResponses(Callback):
         data, model = trainer.datamodule, module.model
         manifest = next(iter(data.val.values()))
         processor = model.processor
-        rows = []
-        for index in range(min(self.count, len(manifest))):
+        rows: list[tuple[str, str, str]] = []
+        for index in range(len(manifest)):
+            if len(rows) == self.count:
+                break
             text = manifest.text(index)
+            try:
+                spoken = manifest.waveform(index)
+            except AudioFault:
+                continue  # a clip that nothing decoded before; validation has counted it
             turns = [
                 [{"role": "user", "content": text}],
-                [{"role": "user", "content": [{"type": "audio", "audio": manifest.waveform(index)}]}],
+                [{"role": "user", "content": [{"type": "audio", "audio": spoken}]}],
             ]
             answers = []
             for turn in turns:

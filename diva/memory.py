@@ -103,6 +103,7 @@ class Run:
     @cached_property
     def work(self) -> Work:
         """What a step does once everything in the objective has begun."""
+        distilled = self.objective.distilled_steps(self.config.max_steps)
         precision = str(self.config.hardware.precision)
         kind = _PRECISIONS.get(precision.split("-")[0])
         true = precision.endswith("true") and kind is not None
@@ -110,7 +111,7 @@ class Run:
             aligns=self.objective.align_weight > 0,
             distills=self.objective.distills_at(self.config.max_steps),
             frames_at_hand=self.keeps_frames,
-            teacher_at_hand=self.precompute.teacher_states,
+            teacher_at_hand=self.precompute.keeps_teacher(self.lengths.clips, self._clips_of(distilled)),
             accumulates=self.rows > self.micro_batch,
             autocast=None if true else kind,
             adapter_dtype=kind if true and kind else torch.float32,
@@ -142,12 +143,16 @@ class Run:
     def keeps_frames(self) -> bool:
         """As `diva.precompute.FrameTable` decides."""
         decoded = float(self.lengths.seconds.mean()) * self.lengths.clips * BYTES_PER_SECOND
-        fits = self.frames_bytes <= self.precompute.encoder_frames_gb * 1e9
+        most = self.precompute.most_frames_gb(self.lengths.clips, self._clips_of(self.config.max_steps))
+        fits = self.frames_bytes <= most * 1e9
         return (
             self.model.encoder.context != "full"
             and decoded <= self.config.data.decoded_cache_gb * 1e9
             and fits
         )
+
+    def _clips_of(self, steps: int) -> int:
+        return steps * self.config.data.batch_size
 
     @property
     def teacher_bytes(self) -> int:

@@ -69,3 +69,7 @@ class Objective:
 
     def distills_at(self, step: int) -> bool:
         return self.distill_weight > 0 and step >= self.distill_from_step
+
+    def distilled_steps(self, max_steps: int) -> int:
+        """How many of a run's steps distil."""
+        return max(0, max_steps - self.distill_from_step) if self.distill_weight > 0 else 0

@@ -6,15 +6,13 @@ training was interrupted) and kept on disk: a resumed run, another seed, another
 """
 
 import hashlib
-import os
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,26 +20,38 @@ from torch.nn.utils.rnn import pad_sequence
 
 from diva.audio import SAMPLE_RATE, pad_clips, valid_frames
 from diva.data.batch import transcript_tokens
-from diva.data.decoded import DecodedAudio
+from diva.data.decoded import DecodedAudio, build_once
 from diva.data.manifest import Manifest
 from diva.models.diva import DivaForConditionalGeneration
 from diva.pretrained import cache_dir
 
-_FORMAT = "2"
+_FORMAT = "3"
+_TENSORS = "table.safetensors"
 _BATCH = 64
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Precompute:
     """Which tables a run keeps.
 
-    `teacher_states` pays as soon as a clip is seen twice; the table has one state [D] per distinct transcript.
-    `encoder_frames_gb` is how much disk the frames of a corpus may take; where they would take more, the encoder
-    runs with every batch. Frames are many: 0.1 MB a second of speech for Whisper tiny on the clip's own length.
+    Of the training clips only those that pay: a table takes as long as one pass over the corpus, which a run on a
+    large corpus may never make. `teacher_states` has one state [D] per distinct transcript. `encoder_frames_gb` is
+    how much disk the frames of a corpus may take; where they would take more, the encoder runs with every batch.
+    Frames are many: 0.1 MB a second of speech for Whisper tiny on the clip's own length.
     """
 
     teacher_states: bool = True
     encoder_frames_gb: float = 0.0
+
+    def keeps_teacher(self, clips: int, distilled: int) -> bool:
+        """Whether to keep the teacher's states of so many training clips for a run that distils so many times one."""
+        return self.teacher_states and distilled >= clips
+
+    def most_frames_gb(self, clips: int, heard: int) -> float:
+        """How much the frames of so many training clips may take in a run that hears so many times one."""
+        return self.encoder_frames_gb if heard >= clips else 0.0
 
 
 class TeacherTable:
@@ -61,25 +71,22 @@ class TeacherTable:
         model: DivaForConditionalGeneration,
         manifest: Manifest,
         tokenizer,
-        barrier: Callable[[str], None],
     ) -> "TeacherTable":
-        """From the cache, or computed on rank 0 while the others wait."""
+        """From the cache, or computed by the first process that comes."""
         transcripts = [tuple(ids) for ids in transcript_tokens(tokenizer, manifest.clips["text"].to_pylist())]
         distinct = sorted(set(transcripts), key=lambda ids: (len(ids), ids))
         key = _digest(
             weights_digest(model.llm), model.prefix_ids.tolist(), model.suffix_ids.tolist(), distinct
         )
-        path = cache_dir() / "teacher" / f"{key}.safetensors"
-        _write_missing(path, lambda: {"states": _teacher_states(model, distinct)})
-        barrier("teacher states")
+        table = _kept(f"teacher/{key}", lambda: {"states": _teacher_states(model, distinct)})
         row = {ids: number for number, ids in enumerate(distinct)}
-        return cls(load_file(path)["states"], np.array([row[ids] for ids in transcripts], dtype=np.int64))
+        return cls(table["states"], np.array([row[ids] for ids in transcripts], dtype=np.int64))
 
 
 def _teacher_states(model: DivaForConditionalGeneration, distinct: list[tuple[int, ...]]) -> Tensor:
     device = model.prefix_ids.device
     states = []
-    for batch in track(list(_chunks(distinct)), description="the teacher reads", transient=True):
+    for batch in _track(list(_chunks(distinct)), "the teacher reads"):
         ids = pad_sequence([torch.tensor(x) for x in batch], batch_first=True).to(device)
         tokens = torch.tensor([len(x) for x in batch], device=device)
         states.append(model.teacher_states(ids, tokens).cpu())
@@ -110,9 +117,8 @@ class FrameTable:
         model: DivaForConditionalGeneration,
         manifest: Manifest,
         max_gigabytes: float,
-        barrier: Callable[[str], None],
     ) -> "FrameTable | None":
-        """From the cache, or computed on rank 0 while the others wait.
+        """From the cache, or computed by the first process that comes.
 
         None where it would be too large, or where the corpus was too large to be decoded once.
         """
@@ -127,11 +133,8 @@ class FrameTable:
             return None
         # The file of decoded audio is named for its contents.
         key = _digest(weights_digest(encoder.whisper), manifest.audio.file, manifest.rows.tolist())
-        path = cache_dir() / "frames" / f"{key}.safetensors"
-        _write_missing(path, lambda: _frames(model, manifest))
-        barrier("encoder frames")
-        stored = load_file(path)
-        return cls(stored["frames"], stored["starts"])
+        table = _kept(f"frames/{key}", lambda: _frames(model, manifest))
+        return cls(table["frames"], table["starts"])
 
 
 def _frames(model: DivaForConditionalGeneration, manifest: Manifest) -> dict[str, Tensor]:
@@ -143,7 +146,7 @@ def _frames(model: DivaForConditionalGeneration, manifest: Manifest) -> dict[str
     frames = torch.empty(
         int(starts[-1]), encoder.whisper.config.d_model, dtype=encoder.whisper.conv1.weight.dtype
     )
-    for batch in track(list(_chunks(order)), description="the encoder listens", transient=True):
+    for batch in _track(list(_chunks(order)), "the encoder listens"):
         padded, lengths = pad_clips([manifest.waveform(clip) for clip in batch])
         encoded, mask = encoder(padded.to(device), lengths.to(device))
         for clip, row, valid in zip(batch, encoded, mask.sum(dim=1).tolist(), strict=True):
@@ -155,16 +158,14 @@ def _chunks(items) -> Iterable:
     return (items[start : start + _BATCH] for start in range(0, len(items), _BATCH))
 
 
-@rank_zero_only
-def _write_missing(path: Path, compute: Callable[[], dict[str, Tensor]]) -> None:
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = compute()
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        temporary = file.name
-    save_file(tensors, temporary)
-    os.replace(temporary, path)
+def _kept(name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors of this name from the cache; other processes, those of a sweep too, wait for the first to compute."""
+    folder = build_once(cache_dir() / name, lambda folder: save_file(compute(), folder / _TENSORS))
+    return load_file(folder / _TENSORS)
+
+
+def _track(items: Sequence[T], description: str) -> Iterable[T]:
+    return track(items, description=description, transient=True, console=Console(stderr=True))
 
 
 def weights_digest(module: nn.Module) -> str:

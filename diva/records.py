@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -22,14 +23,32 @@ from diva.models.diva import DivaForConditionalGeneration
 _VERSIONS = ("torch", "torchaudio", "lightning", "transformers", "datasets", "hydra-core")
 
 
-class RunRecord:
+class RunRecord(Callback):
     """Writes into `folder`, on rank 0 only."""
 
     def __init__(self, folder: Path, config: DictConfig, started: float):
         self.folder = folder
         self.config = config
         self.started = started
-        self._write_config()
+        self.seconds_of_data = 0.0
+        if not config.resume:
+            self._write_config()
+
+    def data_is_there(self) -> None:
+        """The corpus is made, read and decoded: what a later run on it need not do again."""
+        self.seconds_of_data += time.time() - self.started
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": time.time() - self.started, "seconds_of_data": self.seconds_of_data}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """A resumed run goes on counting."""
+        self.started -= state_dict["seconds"]
+        self.seconds_of_data += state_dict["seconds_of_data"]
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.config.resume:  # what it was resumed with is known to go together with its checkpoint
+            self._write_config()
 
     @rank_zero_only
     def _write_config(self) -> None:
@@ -61,7 +80,9 @@ class RunRecord:
         summary: dict[str, Any] = {
             **figures,
             "seconds": round(time.time() - self.started, 1),
+            "seconds_of_data": round(self.seconds_of_data, 1),
             "clips_per_second": round(throughput.clips_per_second, 2),
+            "data_wait_fraction": round(throughput.waited_fraction, 4),
             "clips_seen": throughput.clips,
             "clips_in_corpus": {"train": len(data.train), **{name: len(m) for name, m in data.val.items()}},
             "clips_skipped": {split: count_by_reason(skips) for split, skips in data.skipped.items()},

@@ -154,9 +154,9 @@ class SampleResponsesTogether(SampleResponses):
     """Sample responses of a sharded model: it answers where every rank asks the same; rank 0 keeps them."""
 
     @torch.no_grad()
-    def on_train_end(self, trainer: Trainer, module: Any) -> None:
+    def respond(self, trainer: Trainer, module: Any) -> None:
         if trainer.is_global_zero:
-            super().on_train_end(trainer, module)
+            super().respond(trainer, module)
         elif isinstance(trainer.strategy, FSDP2Strategy):
             module.eval()
             self._responses(trainer, module)

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from diva.activations import checkpoint_activations
+from diva.audio import WHISPER_SECONDS
 from diva.callbacks import LastCheckpoint, RunProgress, Throughput
 from diva.checkpoints import check_resumable
 from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail, make, quieten
@@ -92,10 +93,11 @@ def train(config: DictConfig, folder: Path) -> float | None:
     throughput = Throughput()
     responses = SampleResponsesTogether(folder, config.sample_responses)
     callbacks = [
+        record,
         throughput,
         responses,
         RunProgress(),
-        LastCheckpoint(folder / "checkpoints", config.checkpoint_every),
+        LastCheckpoint(folder / "checkpoints", config.checkpoint_every, config.val_every),
     ]
     if (folder / TRIAL).is_file():
         from diva.sweep_study import pruning  # Optuna, which no other run has to load
@@ -106,19 +108,25 @@ def train(config: DictConfig, folder: Path) -> float | None:
     tokenizer = load_tokenizer(model_config.llm.name)
     data = make_data(config.data, tokenizer, model_config.adapter.num_query_tokens, folder)
     data.setup("fit")
+    record.data_is_there()
     record.say(data.describe())
     check_memory(config, data.train)
     model = build(model_config, tokenizer)
     record.say_parameters(model)
+    if config.objective.distill_weight > 0 and config.objective.distill_from_step >= config.max_steps:
+        record.say(
+            f"this run only aligns: objective.distill_from_step={config.objective.distill_from_step} is not below"
+            f" max_steps={config.max_steps}"
+        )
     if config.hardware.activation_checkpointing:
         checkpoint_activations(model)
     module = make_module(config, model)
     checkpoint = folder / "checkpoints" / "last.ckpt" if config.resume else None
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    if config.max_steps % config.val_every:
-        trainer.validate(
-            module, datamodule=data, verbose=False
-        )  # the final figures are those of the final weights
+    validated = any(not name.startswith("train/") for name in trainer.callback_metrics)
+    if config.max_steps % config.val_every or not validated:
+        # The final figures are those of the final weights; a run stopped within its last validation has none yet.
+        trainer.validate(module, datamodule=data, verbose=False)
     gather_adapter(model)
     if not trainer.is_global_zero:
         return None
@@ -133,6 +141,11 @@ def make_data(
     config: DictConfig, tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: Path
 ) -> SpeechDataModule:
     """The data module; keys it does not take (data.root and the like) are there for the corpus to refer to."""
+    if (config.get("max_seconds") or 0) > WHISPER_SECONDS:
+        raise UserError(
+            f"data.max_seconds={config.max_seconds:g}: Whisper hears {WHISPER_SECONDS:g} s at a time, so training"
+            " leaves out longer clips; cut them first"
+        )
     taken = inspect.signature(SpeechDataModule).parameters.keys() - {"corpus"}
     values = {
         key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key in taken

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning import LightningModule
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from diva import metrics
 from diva.checkpoints import adapter_state, check_adapter_keys
 from diva.data.batch import SpeechBatch
+from diva.data.manifest import Skip
 from diva.models.diva import DivaForConditionalGeneration
 from diva.objectives import Objective, align_distances, distill_distances, last_virtual_tokens
 from diva.precompute import FrameTable, Precompute, TeacherTable
@@ -75,12 +77,18 @@ class DivaTraining(LightningModule):
         return batch if device.type == "xla" else batch.to(device)
 
     def on_fit_start(self) -> None:
-        data, barrier = self.trainer.datamodule, self.trainer.strategy.barrier
+        data = self.trainer.datamodule
         splits = {data.train_split: data.train} | {data.val_splits[name]: data.val[name] for name in data.val}
+        steps, size = self.trainer.max_steps, data.batch_size
         for split, manifest in splits.items():
-            if self.precompute.teacher_states:
-                self.teacher[split] = TeacherTable.build(self.model, manifest, data.tokenizer, barrier)
-            frames = FrameTable.build(self.model, manifest, self.precompute.encoder_frames_gb, barrier)
+            keeps_teacher, gigabytes = self.precompute.teacher_states, self.precompute.encoder_frames_gb
+            if split == data.train_split:
+                distilled = self.objective.distilled_steps(steps) * size
+                keeps_teacher = self.precompute.keeps_teacher(len(manifest), distilled)
+                gigabytes = self.precompute.most_frames_gb(len(manifest), steps * size)
+            if keeps_teacher:
+                self.teacher[split] = TeacherTable.build(self.model, manifest, data.tokenizer)
+            frames = FrameTable.build(self.model, manifest, gigabytes)
             if frames is not None:
                 self.frames[split] = frames
                 data.leave_out_waveforms(split)
@@ -102,7 +110,12 @@ class DivaTraining(LightningModule):
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> None:
         optimizer = self.optimizers()
         distills = self.objective.distills_at(self.global_step)
-        clips, tokens = self._sum_over_ranks(torch.stack([batch.valid.sum(), batch.tokens.sum()])).tolist()
+        counts = [
+            batch.valid.sum(),
+            batch.tokens.sum(),
+            torch.tensor(len(batch.faults), device=batch.tokens.device),
+        ]
+        clips, tokens, faults = self._sum_over_ranks(torch.stack(counts)).tolist()
         micro_batches = batch.micro_batches(self.micro_batch_size)
         sums = torch.zeros(2, device=self.device)
         optimizer.zero_grad()
@@ -120,7 +133,8 @@ class DivaTraining(LightningModule):
         optimizer.step()
         self.lr_schedulers().step()
         self._log_step(sums, clips, tokens, distills)
-        self.trainer.datamodule.record_faults(batch.faults)
+        if faults:
+            self.trainer.datamodule.record_faults(self._gather(batch.faults))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Here, where XLA too has summed the gradients over devices. Not by Lightning's clipping: it refuses fused
@@ -149,6 +163,14 @@ class DivaTraining(LightningModule):
     def _sum_over_ranks(self, values: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(values, reduce_op="sum")
 
+    def _gather(self, faults: list[Skip]) -> list[Skip]:
+        """Those of all ranks, on every rank; a collective. XLA's processes have no channel for them: each its own."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return faults
+        found: list[list[Skip]] = [[] for _ in range(self.trainer.world_size)]
+        dist.all_gather_object(found, faults)
+        return [fault for of_rank in found for fault in of_rank]
+
     def _log_step(self, sums: Tensor, clips: int, tokens: int, distills: bool) -> None:
         distill, align = self._sum_over_ranks(sums).tolist()
         align, distill = align / max(tokens, 1), distill / max(clips, 1)
@@ -168,7 +190,7 @@ class DivaTraining(LightningModule):
     def validation_step(self, batch: SpeechBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         data = self.trainer.datamodule
         name, split = list(data.val_splits.items())[dataloader_idx]
-        data.record_faults(batch.faults, split)
+        self.val_faults[split] += batch.faults
         batch = batch.to(self.device)
         v = self.virtual_tokens(batch, split)
         states = self.model.student_states(v, batch.samples, batch.padded_samples)
@@ -194,10 +216,15 @@ class DivaTraining(LightningModule):
         return nearest == batch.token_ids, valid
 
     def on_validation_epoch_start(self) -> None:
-        names = self.trainer.datamodule.val
-        self.measured = {(name, m): torch.zeros(2, device=self.device) for name in names for m in _MEASURES}
+        data = self.trainer.datamodule
+        self.measured = {
+            (name, m): torch.zeros(2, device=self.device) for name in data.val for m in _MEASURES
+        }
+        self.val_faults: dict[str, list[Skip]] = {split: [] for split in data.val_splits.values()}
 
     def on_validation_epoch_end(self) -> None:
+        for split, faults in self.val_faults.items():
+            self.trainer.datamodule.record_faults(self._gather(faults), split)
         # Sums over ranks, and not a mean of their means: a rank may have had empty batches only.
         for (name, measure), sums in self.measured.items():
             total, count = self._sum_over_ranks(sums).tolist()

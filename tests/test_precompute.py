@@ -42,15 +42,11 @@ def manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Manifest:
     return decode_once(CommonVoice(release).manifest("train"), 1.0, 1)
 
 
-def alone(name: str) -> None:
-    """No other process."""
-
-
 @pytest.mark.parametrize("read_again", [False, True])
 def test_frames_of_a_batch_are_those_of_the_encoder(model, manifest, read_again):
     if read_again:
-        FrameTable.build(model, manifest, 1.0, alone)
-    table = FrameTable.build(model, manifest, 1.0, alone)
+        FrameTable.build(model, manifest, 1.0)
+    table = FrameTable.build(model, manifest, 1.0)
     assert len(manifest) == 5
     for clip in range(5):
         frames, mask = table(torch.tensor([clip]))
@@ -63,13 +59,13 @@ def test_frames_of_a_batch_are_those_of_the_encoder(model, manifest, read_again)
 
 
 def test_an_empty_row_has_one_frame(model, manifest):
-    frames, mask = FrameTable.build(model, manifest, 1.0, alone)(torch.tensor([0, -1]))
+    frames, mask = FrameTable.build(model, manifest, 1.0)(torch.tensor([0, -1]))
     assert mask.sum(dim=1).tolist() == [frames.shape[1], 1]
     assert not frames[1].any()
 
 
 def test_teacher_states_are_those_of_the_teacher(model, manifest):
-    table = TeacherTable.build(model, manifest, model.processor.tokenizer, alone)
+    table = TeacherTable.build(model, manifest, model.processor.tokenizer)
     clips = torch.tensor([3, 0, 4])
     for clip, state in zip(clips.tolist(), table(clips), strict=True):
         ids = torch.tensor(
@@ -80,4 +76,4 @@ def test_teacher_states_are_those_of_the_teacher(model, manifest):
 
 
 def test_what_is_too_large_is_not_kept(model, manifest):
-    assert FrameTable.build(model, manifest, 1e-6, alone) is None
+    assert FrameTable.build(model, manifest, 1e-6) is None

@@ -151,6 +151,34 @@ def test_a_killed_run_resumes_to_the_bit(undisturbed, arguments, shared_cache, t
     assert final["responses"] == ours["responses"]
 
 
+def test_a_run_stopped_in_its_last_validation_gets_its_figures(undisturbed, shared_cache, tmp_path):
+    """Its last checkpoint is of its last step: nothing is left to train."""
+    folder = tmp_path / "stopped"
+    shutil.copytree(
+        undisturbed, folder, ignore=shutil.ignore_patterns("summary.json", "export", "responses.tsv")
+    )
+    done = run("diva.train", f"resume={folder}", cache=shared_cache, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    final, ours = (json.loads((f / "summary.json").read_text()) for f in (undisturbed, folder))
+    for key in ("val/kl", "val/alignment_accuracy", "responses", "clips_seen", "clips_skipped"):
+        assert ours[key] == final[key], key
+    assert ours["seconds"] > final["seconds"] * 0.9, "a resumed run goes on counting"
+    assert load_file(folder / "export" / "model.safetensors").keys()
+
+
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(undisturbed, shared_cache, tmp_path):
+    folder = tmp_path / "kept"
+    shutil.copytree(undisturbed, folder)
+    for wrong in ("data.batch_size=8", "model.adapter.num_query_tokens=40"):
+        done = run("diva.train", f"resume={folder}", wrong, "max_steps=12", cache=shared_cache, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert (folder / "overrides.yaml").read_text() == (undisturbed / "overrides.yaml").read_text()
+    done = run("diva.train", f"resume={folder}", "max_steps=12", cache=shared_cache, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "max_steps=12" in (folder / "overrides.yaml").read_text()
+    assert max(losses(folder)) == 11
+
+
 def test_resuming_refuses_what_is_no_whole_checkpoint(undisturbed, shared_cache, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(undisturbed, damaged)
@@ -165,7 +193,7 @@ def test_resuming_refuses_what_is_no_whole_checkpoint(undisturbed, shared_cache,
 
 @pytest.fixture(scope="session")
 def reference(arguments, shared_cache, tmp_path_factory) -> Path:
-    """Three steps in float32 with every clip of a global batch in one pass."""
+    """An epoch in float32 with every clip of a global batch in one pass."""
     folder = tmp_path_factory.mktemp("runs") / "reference"
     done = run(
         "diva.train", *exact(arguments), f"hydra.run.dir={folder}", cache=shared_cache, cwd=folder.parent
@@ -180,7 +208,7 @@ def exact(arguments: list[str]) -> list[str]:
     return [
         *arguments,
         *changes,
-        "max_steps=3",
+        "max_steps=6",  # an epoch, for which tables pay
         "sample_responses=0",
     ]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from diva.audio import SAMPLE_RATE, tokens_read
+from diva.audio import SAMPLE_RATE, TAIL_SECONDS, tokens_read
 from diva.data.manifest import Manifest, Skip
 from diva.errors import AudioFault
 
@@ -45,6 +45,12 @@ class SpeechBatch:
     def valid(self) -> Tensor:
         """[B] bool: rows that hold a clip."""
         return self.tokens > 0
+
+    @property
+    def padding_fraction(self) -> float:
+        """Share of its samples that is padding; the silent tail that every clip has by design does not count."""
+        room = len(self) * (self.padded_samples - int(TAIL_SECONDS * SAMPLE_RATE))
+        return max(0.0, 1.0 - float(self.samples.sum()) / room)
 
     def micro_batches(self, size: int) -> list["SpeechBatch"]:
         """Contiguous slices of at most `size` rows; the faults stay with the whole batch."""

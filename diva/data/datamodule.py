@@ -114,7 +114,8 @@ class SpeechDataModule(LightningDataModule):
         manifest = drop_unlearnable(manifest, self.tokenizer, limits)
         if limit is not None and limit < len(manifest):
             # Not the run's seed: runs that differ in it alone are to see the same clips.
-            manifest = manifest.select(np.random.default_rng(0).permutation(len(manifest))[:limit])
+            chosen = np.random.default_rng(0).permutation(len(manifest))[:limit]
+            manifest = replace(manifest.select(chosen), unused=len(manifest) - limit)
         return decode_once(manifest, self.decoded_cache_gb, self.num_workers)
 
     @property
@@ -149,6 +150,8 @@ class SpeechDataModule(LightningDataModule):
         sampler = self._train_sampler()
         edges = " ".join(f"{edge:g}" for edge in self._edges)
         lines.append(f"buckets: {edges} s, {len(sampler)} batches of {self.batch_size} an epoch")
+        shapes = " ".join(f"{rows}x{samples}" for rows, samples in self.shapes())
+        lines.append(f"shapes on each device, clips x samples: {shapes}")
         lines.append(f"padding: {sampler.padding_fraction(0):.1%} of the samples")
         skips = [skip for of_split in self.skipped.values() for skip in of_split]
         reasons = ", ".join(f"{count} {reason}" for reason, count in count_by_reason(skips).items())
@@ -230,7 +233,7 @@ class SpeechDataModule(LightningDataModule):
         skipped = self.skipped
         self._write_skipped(skipped)
         count = sum(map(len, skipped.values()))
-        total = sum(len(manifest) + len(manifest.skipped) for manifest in self._splits.values())
+        total = sum(manifest.listed for manifest in self._splits.values())
         if count > self.max_skipped_fraction * total:
             raise UserError(
                 f"{count} of {total} clips ({count / total:.1%}) cannot be used, more than "

@@ -4,7 +4,7 @@ import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -113,9 +113,15 @@ class Manifest:
     rows: np.ndarray  # [n] int64, the row of `audio` for each clip
     skipped: list[Skip] = field(default_factory=list)
     origin: str = ""  # the file or dataset the split was read from, for messages
+    unused: int = 0  # sound clips that a limit on their number has left behind
 
     def __len__(self) -> int:
         return self.clips.num_rows
+
+    @property
+    def listed(self) -> int:
+        """All clips that the corpus lists: those here, those left behind, those skipped."""
+        return len(self) + self.unused + len(self.skipped)
 
     @property
     def durations(self) -> np.ndarray:
@@ -139,9 +145,7 @@ class Manifest:
     def select(self, indices: Sequence[int] | np.ndarray) -> "Manifest":
         """The clips at these positions, in this order; `skipped` stays what it was."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return Manifest(
-            self.clips.take(pa.array(chosen)), self.audio, self.rows[chosen], self.skipped, self.origin
-        )
+        return replace(self, clips=self.clips.take(pa.array(chosen)), rows=self.rows[chosen])
 
 
 class Corpus(Protocol):
@@ -220,7 +224,7 @@ def count_by_reason(skips: Iterable[Skip]) -> dict[str, int]:
 def check_skipped(manifests: Mapping[str, Manifest], max_fraction: float, listed_in: str | Path) -> None:
     """Refuse a corpus of which too much would be left out. `manifests` by split, `listed_in` is skipped.tsv.
 
-    Raises UserError where a split has no clip left, or where skipped / (skipped + kept) over all the splits is
+    Raises UserError where a split has no clip left, or where skipped / listed over all the splits is
     above `max_fraction`.
     """
     for split, manifest in manifests.items():
@@ -230,7 +234,7 @@ def check_skipped(manifests: Mapping[str, Manifest], max_fraction: float, listed
                 f" ({_counts(manifest.skipped) or 'it is empty'}), see {listed_in}"
             )
     skips = [skip for manifest in manifests.values() for skip in manifest.skipped]
-    total = len(skips) + sum(map(len, manifests.values()))
+    total = sum(manifest.listed for manifest in manifests.values())
     if len(skips) > max_fraction * total:
         raise UserError(
             f"{len(skips)} of {total} clips ({len(skips) / total:.1%}) cannot be used: {_counts(skips)};"

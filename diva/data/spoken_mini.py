@@ -23,6 +23,7 @@ from pathlib import Path
 
 import soundfile
 from filelock import FileLock
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from diva.cli import exit_codes
@@ -217,7 +218,10 @@ def _speak_all(clips: Sequence[Clip], folder: Path) -> None:
         )
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     # Threads, because the work is done in flite and in the encoder, both outside of the interpreter's lock.
-    with Progress(*columns) as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with (
+        Progress(*columns, console=Console(stderr=True)) as progress,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
         bar = progress.add_task("speaking", total=len(clips), completed=len(clips) - len(missing))
         try:
             for future in as_completed([pool.submit(_speak, clip, folder) for clip in missing]):

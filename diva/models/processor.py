@@ -21,9 +21,9 @@ class DivaProcessor(ProcessorMixin):
     """Makes the inputs of DivaForConditionalGeneration; log-mel is the model's, on its own device.
 
     A clip becomes `num_query_tokens` placeholders for every 30 s of it, or `tokens_per_second`, where that is given
-    and makes fewer. `audio_token_id` is outside the LLM's vocabulary, so no text can hold it. Chats without a system message get `system_prompt`, under which the
-    adapter was trained. Longer clips are cut where they are quietest (`long_audio="split"`) or refused
-    ("error"); `max_audio_seconds` is the limit for a whole clip.
+    and makes fewer. `audio_token_id` is outside the LLM's vocabulary, so no text can hold it. Chats without a system
+    message get `system_prompt`, under which the adapter was trained. Longer clips are cut where they are quietest
+    (`long_audio="split"`) or refused ("error"); `max_audio_seconds` is the limit for a whole clip.
     """
 
     def __init__(

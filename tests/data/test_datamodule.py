@@ -261,8 +261,7 @@ def test_a_run_that_keeps_the_encoders_frames_does_not_load_waveforms(
         data = make_data(config.data, tokenizer, model_config.adapter.num_query_tokens, tmp_path)
         data.setup("fit")
         module = make_module(config, build(model_config, tokenizer))
-        strategy = SimpleNamespace(barrier=lambda name: None)
-        module._trainer = SimpleNamespace(datamodule=data, strategy=strategy)
+        module._trainer = SimpleNamespace(datamodule=data, max_steps=6)
         module.on_fit_start()
         loaders = [data.train_dataloader(), *data.val_dataloader()]
         assert [next(iter(loader)).waveforms.shape[1] > 0 for loader in loaders] == [width, width]
