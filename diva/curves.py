@@ -116,10 +116,12 @@ def results(summary: dict[str, Any]) -> str:
     ]
     lines = markdown.table(["", *header], figures)
     threads = summary["machine"]["cpu_threads"]
+    corpus = summary.get("seconds_of_data", 0) / 60  # not in summaries of older runs
+    of_them = f" ({corpus:.1f} of them for the corpus)" if corpus >= 0.1 else ""
     lines += [
         "",
-        f"{summary['seconds'] / 60:.1f} minutes on {threads} CPU threads, {summary['clips_per_second']:.1f} clips a"
-        f" second, revision `{summary['revision']}`. Held-out questions, as the frozen LLM answers when it reads them"
+        f"{summary['seconds'] / 60:.1f} minutes{of_them} on {threads} CPU threads,"
+        f" {summary['clips_per_second']:.1f} clips a second, revision `{summary['revision']}`. Held-out questions, as the frozen LLM answers when it reads them"
         " and when it hears them (cut after 24 tokens):",
         "",
     ]

@@ -51,10 +51,12 @@ tags:
 
 
 def _introduction(config: DictConfig, encoder: str, llm: str) -> str:
+    adapter = config.model.adapter
+    rate = f", {adapter.tokens_per_second:g} a second at most," if adapter.tokens_per_second else ""
     return f"""# {config.name}: a Distilled Voice Assistant
 
 [{llm}](https://huggingface.co/{llm}) that hears: an adapter (here) turns the frames of the frozen encoder of
-[{encoder}](https://huggingface.co/{encoder}) into {config.model.adapter.num_query_tokens} virtual tokens, and was
+[{encoder}](https://huggingface.co/{encoder}) into {adapter.num_query_tokens} virtual tokens{rate} and was
 distilled from what the LLM itself makes of the transcript (DiVA, arXiv 2410.02678). It saw no instructions and no
 labels, only speech with transcripts. It has the LLM's abilities and faults, and hears what its corpus taught it.
 """

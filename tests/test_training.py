@@ -34,15 +34,31 @@ EXACT = [
 ]
 
 
-def by_the_formula(model: DivaForConditionalGeneration, waveform, ids: torch.Tensor) -> tuple[float, float]:
-    """L_distill of a clip and the sum of its tokens' L_align (DiVA section 3.2), one position after the other."""
+def states_alone(
+    model: DivaForConditionalGeneration, v: torch.Tensor, ids: torch.Tensor
+) -> list[torch.Tensor]:
+    """h_student and h_teacher [D] of a clip with virtual tokens [Q, D] and transcript [N], each in its own pass."""
     embed, llm = model.llm.get_input_embeddings(), model.llm.base_model
-    v = model.virtual_tokens(*pad_clips([waveform]))[0]
-    ends = [
-        llm(inputs_embeds=torch.cat([embed(model.prefix_ids), x, embed(model.suffix_ids)])[None])
+    return [
+        llm(
+            inputs_embeds=torch.cat([embed(model.prefix_ids), x, embed(model.suffix_ids)])[None]
+        ).last_hidden_state[0, -1]
         for x in (v, embed(ids))
     ]
-    student, teacher = (end.last_hidden_state[0, -1] for end in ends)
+
+
+def read(model: DivaForConditionalGeneration, waveform) -> tuple[torch.Tensor, torch.Tensor]:
+    """All virtual tokens of a clip, and those that the LLM reads."""
+    v = model.virtual_tokens(*pad_clips([waveform]))[0]
+    rate = model.config.adapter.tokens_per_second
+    return v, v if rate is None else v[-min(len(v), math.ceil((len(waveform) // 320 + 50) * 0.02 * rate)) :]
+
+
+def by_the_formula(model: DivaForConditionalGeneration, waveform, ids: torch.Tensor) -> tuple[float, float]:
+    """L_distill of a clip and the sum of its tokens' L_align (DiVA section 3.2), one position after the other."""
+    embed = model.llm.get_input_embeddings()
+    v, heard = read(model, waveform)
+    student, teacher = states_alone(model, heard, ids)
     distill = math.sqrt(sum((float(s) - float(t)) ** 2 for s, t in zip(student, teacher, strict=True)))
     align = 0.0
     for n, token in enumerate(ids.tolist()):
@@ -55,7 +71,7 @@ def by_the_formula(model: DivaForConditionalGeneration, waveform, ids: torch.Ten
 @pytest.mark.parametrize(
     "change",
     [[], ["hardware.micro_batch_size=3"], ["hardware=cpu_ddp"],
-     ["hardware=cpu_ddp", "hardware.micro_batch_size=1"]],
+     ["hardware=cpu_ddp", "hardware.micro_batch_size=1"], ["data.query_tokens_per_second=16"]],
     ids="-".join,
 )  # fmt: skip
 def test_logged_losses_are_those_of_a_loop_over_clips(tiny_run, shared_cache, tmp_path, change):
@@ -65,12 +81,13 @@ def test_logged_losses_are_those_of_a_loop_over_clips(tiny_run, shared_cache, tm
     done = start(*given, cache=shared_cache, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     model = DivaForConditionalGeneration.from_pretrained(folder)
-    config = check_overrides("train", [*tiny_run, *EXACT])
+    config = check_overrides("train", [*tiny_run, *EXACT, *(c for c in change if c.startswith("data."))])
     tokenizer = model.processor.tokenizer
     data = make_data(config.data, tokenizer, model.config.adapter.num_query_tokens, tmp_path)
     data.setup("fit")
     logged = losses(folder)
-    assert len(logged) == len(data.train_dataloader()) == 6
+    assert len(logged) == 6
+    assert len(data.train_dataloader()) == 6
     for step, batch in enumerate(data.train_dataloader()):
         clips = batch.clips[batch.valid].tolist()
         distill = align = tokens = 0.0
@@ -82,6 +99,15 @@ def test_logged_losses_are_those_of_a_loop_over_clips(tiny_run, shared_cache, tm
         terms = align / tokens, distill / len(clips)
         expected = (1.3 * terms[0] + 0.7 * terms[1], *terms)
         assert [float(term) for term in logged[step]] == pytest.approx(expected, abs=1e-5)
+    kl = []
+    for clip in range(len(data.val["val"])):
+        ids = torch.tensor(tokenizer(data.val["val"].text(clip), add_special_tokens=False)["input_ids"])
+        with torch.no_grad():
+            _, heard = read(model, data.val["val"].waveform(clip))
+            said, wanted = (model.logits(h).softmax(-1) for h in states_alone(model, heard, ids))
+        kl.append(float((wanted * (wanted / said).log()).sum()))
+    figures = json.loads((folder / "summary.json").read_text())
+    assert figures["val/kl"] == pytest.approx(sum(kl) / len(kl), rel=1e-4)
 
 
 def fit(overrides: list[str], folder: Path, steps: int) -> torch.nn.Module:
