@@ -121,8 +121,8 @@ def results(summary: dict[str, Any]) -> str:
     lines += [
         "",
         f"{summary['seconds'] / 60:.1f} minutes{of_them} on {threads} CPU threads,"
-        f" {summary['clips_per_second']:.1f} clips a second, revision `{summary['revision']}`. Held-out questions, as the frozen LLM answers when it reads them"
-        " and when it hears them (cut after 24 tokens):",
+        f" {summary['clips_per_second']:.1f} clips a second, revision `{summary['revision']}`. Held-out questions, as"
+        " the frozen LLM answers when it reads them and when it hears them (cut after 24 tokens):",
         "",
     ]
     said = [[row[name] for name in ("question", "teacher", "student")] for row in summary["responses"]]
