@@ -20,10 +20,10 @@ from rich.console import Console
 from benchmarks.measure import RESULTS, markdown, peak_bytes, reset_peak, write_results
 from diva.audio import padded_samples
 from diva.cli import check_overrides, exit_codes, make, quieten
-from diva.costs import Batch, Work, count_flops, step
+from diva.costs import Batch, Work, count_flops, prepare, step
 from diva.errors import UserError
 from diva.models.config import DivaConfig
-from diva.models.skeleton import Architecture, architecture, assemble
+from diva.models.skeleton import Architecture, architecture
 
 # Makers' figures for dense bfloat16, by what the device's name contains.
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0, "L4": 121.0}
@@ -76,8 +76,7 @@ def measure(
     work = Work(accelerator="cpu" if device.type == "cpu" else "gpu", accumulates=False)
     flops = sum(count_flops(model_config, parts, batch, work).values())
     torch.manual_seed(config.seed)
-    with device:
-        model = assemble(model_config, parts).train()
+    model = prepare(model_config, parts, work, device).train()
     optimizer = make(config.optimizer.algorithm)(model.adapter.parameters())
     seconds = []
     reset_peak(device)

@@ -40,8 +40,7 @@ def stage_seconds(
     """
     timers = []
     for layers in (BASE, deepen(_FURTHER)):
-        with device:
-            model = prepare(config, parts.with_layers(layers, _VOCABULARY), work)
+        model = prepare(config, parts.with_layers(layers, _VOCABULARY), work, device)
         timers.append(_Timer(model, batch, work, optimizer(model.adapter.parameters()), gradient_clip))
     # In turns, so that a disturbance does not fall on one depth alone; the first round warms up.
     rounds = [[timer() for timer in timers] for _ in range(_ROUNDS + 1)][1:]

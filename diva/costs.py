@@ -274,9 +274,11 @@ def _tally(model: DivaForConditionalGeneration, batch: Batch, work: Work) -> tup
     return flops, held
 
 
-def prepare(config: DivaConfig, parts: Architecture, work: Work) -> DivaForConditionalGeneration:
-    """A model as it is when its first step has begun."""
-    model = assemble(config, parts, work.adapter_dtype)
+def prepare(
+    config: DivaConfig, parts: Architecture, work: Work, device: torch.device | None = None
+) -> DivaForConditionalGeneration:
+    """A model as it is when its first step has begun, with random weights that were made on `device`."""
+    model = assemble(config, parts, work.adapter_dtype, device)
     fill_prefix_cache(model)
     if work.recomputes:
         checkpoint_activations(model)

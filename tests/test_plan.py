@@ -215,6 +215,12 @@ def test_a_stand_in_has_as_many_tokens_as_it_was_told():
     assert (len(prompt.prefix_ids), len(prompt.suffix_ids)) == (34, 6)
 
 
+def test_a_model_is_made_on_one_device(small):
+    model = assemble(small.model, small.parts, device=torch.device("meta"))
+    elsewhere = [name for name, x in [*model.named_parameters(), *model.named_buffers()] if not x.is_meta]
+    assert elsewhere == []
+
+
 def test_an_unknown_model_is_named(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = make(compose(["model.llm.name=nobody/nothing"]).model)

@@ -118,9 +118,16 @@ class StandInTokenizer:
 
 
 def assemble(
-    config: DivaConfig, parts: Architecture, adapter_dtype: torch.dtype = torch.float32
+    config: DivaConfig,
+    parts: Architecture,
+    adapter_dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
 ) -> DivaForConditionalGeneration:
     """The model of `config` with the shapes of `parts` and random weights, as `diva.models.build` would load it."""
+    if device is not None:
+        with device:
+            model = assemble(config, parts, adapter_dtype)
+        return model.to(device)  # what numpy has made, the mel filters, is still on the host
     dtype = getattr(torch, config.frozen_dtype)
     whisper = AutoModel.from_config(copy.deepcopy(parts.encoder), dtype=dtype, attn_implementation="sdpa")
     llm = AutoModelForCausalLM.from_config(
