@@ -1,13 +1,13 @@
 """What a faster computation costs in quality: the mini recipe, shortened, as it is shipped and with one thing changed.
 
-`python -m benchmarks.quality [--steps 240] [--seeds 1 2 3] [--folder runs/quality] [key=value ...]`. Each variant is a
-multirun of diva.train, two runs at a time; the same command continues what was interrupted. All variants take as many
-steps on as many clips, so a shortened run tells which variant learns faster, and what it would come to only in part.
+`python -m benchmarks.quality [--steps 180] [--seeds 1 2 3] [--folder runs/quality] [key=value ...]`. Runs of
+diva.train, two at a time; the same command continues what was interrupted. All variants take as many steps on as many
+clips, so a shortened run tells which variant learns faster, and what it would come to only in part. With fewer queries
+than the 12 tokens of the corpus's longest transcripts clips would have to be left out, and variants differ in more.
 """
 
 import argparse
-import subprocess
-import sys
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,15 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.measure import RESULTS, markdown, write_results
-from diva.cli import exit_codes
+from diva.cli import check_overrides, exit_codes
 from diva.errors import UserError
 from diva.markdown import spread
-from diva.sweep_folder import find_runs
+from diva.sweep_folder import SweepRun, place_runs
+from diva.sweep_runners import LocalRuns
+from diva.sweeps import Grid, carry_out
 
-SHIPPED = "as shipped: encoder on the bucket's length, 16 queries, aligned first"
 FIGURES = ("val/alignment_accuracy", "val/first_token_agreement", "val/kl")
+AT_A_TIME = 2
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,15 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("shipped", SHIPPED),
+    Variant("shipped", "as shipped: encoder on the bucket's length, 16 queries, aligned first"),
     Variant("both", "both losses from the first step", ("objective.distill_from_step=0",)),
+    Variant("queries_12", "12 queries", ("data.query_tokens=12",)),
     Variant("queries_32", "32 queries", ("data.query_tokens=32",)),
+    Variant(
+        "queries_in_proportion",
+        "32 queries, 8 a second read",
+        ("data.query_tokens=32", "data.query_tokens_per_second=8"),
+    ),
     Variant("full", "encoder on 30 s", ("model.encoder.context=full",)),
 )
 
@@ -45,54 +53,59 @@ VARIANTS = (
 def main() -> None:
     arguments = parse_arguments()
     chosen = [variant for variant in VARIANTS if variant.key in arguments.variants]
-    rows = []
-    for variant in chosen:
-        train(variant, arguments)
-        rows.append(figures(variant, arguments.folder / variant.key))
-    text = report(rows, arguments.steps, len(arguments.seeds))
-    write_results("quality", {"steps": arguments.steps, "rows": rows}, text, arguments.into)
+    runs = {variant.key: runs_of(variant, arguments) for variant in chosen}
+    train([run for of_variant in runs.values() for run in of_variant])
+    rows = [figures(variant, runs[variant.key]) for variant in chosen]
+    trained_at = revisions([run for of_variant in runs.values() for run in of_variant])
+    text = report(rows, arguments.steps, len(arguments.seeds), trained_at)
+    result = {"steps": arguments.steps, "trained_at": trained_at, "rows": rows}
+    write_results("quality", result, text, arguments.into)
     Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def train(variant: Variant, arguments: argparse.Namespace) -> None:
-    """The runs of a variant that are not finished yet; UserError where one fails."""
+def runs_of(variant: Variant, arguments: argparse.Namespace) -> list[SweepRun]:
+    """A run for each seed, where it is or is to be; one of other steps or overrides is another run."""
     steps = arguments.steps
-    command = [
-        sys.executable,
-        "-m",
-        "diva.train",
-        "-m",
-        "sweep=parallel",
+    given = [
         "experiment=mini",
         f"max_steps={steps}",
+        f"objective.distill_from_step={steps * 2 // 3}",
+        f"val_every={steps}",
+        "sample_responses=0",
+        *arguments.overrides,
+        *variant.overrides,
     ]
-    command += [f"objective.distill_from_step={steps * 2 // 3}", f"val_every={steps}", "sample_responses=0"]
-    command += [*arguments.overrides, *variant.overrides]
-    command += [
-        f"seed={','.join(map(str, arguments.seeds))}",
-        f"hydra.sweep.dir={arguments.folder / variant.key}",
-    ]
-    if subprocess.run(_last_wins(command), check=False).returncode:
-        raise UserError(
-            f"the runs of {variant.key!r} have not all finished: see {arguments.folder / variant.key}"
-        )
+    # Hydra refuses a key that is given twice: a variant's goes before the recipe's.
+    last = {override.partition("=")[0]: override for override in given}
+    check_overrides("train", list(last.values()))
+    wanted = [(*last.values(), f"seed={seed}") for seed in arguments.seeds]
+    return place_runs(arguments.folder / variant.key, wanted)
 
 
-def _last_wins(command: list[str]) -> list[str]:
-    """Hydra refuses a key that is given twice: a variant's goes before the recipe's."""
-    keys = {argument.partition("=")[0]: argument for argument in command if "=" in argument}
-    return [argument for argument in command if "=" not in argument] + list(keys.values())
+def train(runs: list[SweepRun]) -> None:
+    """Those that are not finished yet; UserError where one fails."""
+    varied = {override.partition("=")[0] for variant in VARIANTS for override in variant.overrides}
+    carry_out(Grid(runs), LocalRuns(AT_A_TIME, "cpu", 1), [], {"seed", *varied})
+    failed = [run for run in runs if run.outcome.status != "finished"]
+    if failed:
+        first, reason = failed[0].folder, failed[0].outcome.reason
+        raise UserError(f"{len(failed)} of {len(runs)} runs have not finished, {first} for one: {reason}")
 
 
-def figures(variant: Variant, folder: Path) -> dict[str, Any]:
+def figures(variant: Variant, runs: list[SweepRun]) -> dict[str, Any]:
     """What the runs of a variant came to, a value for each seed."""
-    finished = [run.figures for run in find_runs(folder)]
-    return {"variant": variant.name, "minutes": [round(run["seconds"] / 60, 2) for run in finished]} | {
-        name: [round(run[name], 4) for run in finished] for name in FIGURES
+    found = [run.figures for run in runs]
+    return {"variant": variant.name, "minutes": [round(run["seconds"] / 60, 2) for run in found]} | {
+        name: [round(run[name], 4) for run in found] for name in FIGURES
     }
 
 
-def report(rows: list[dict[str, Any]], steps: int, seeds: int) -> str:
+def revisions(runs: list[SweepRun]) -> list[str]:
+    """Of the code that trained them: runs that were finished before are not made again."""
+    return sorted({json.loads((run.folder / "summary.json").read_text())["revision"] for run in runs})
+
+
+def report(rows: list[dict[str, Any]], steps: int, seeds: int, trained_at: list[str]) -> str:
     """The table of quality.md."""
     header = ("", "alignment accuracy", "first-token agreement", "KL", "minutes")
     cells = [
@@ -101,8 +114,9 @@ def report(rows: list[dict[str, Any]], steps: int, seeds: int) -> str:
     ]
     return (
         f"# What speed costs in quality\n\n{steps} steps of the mini recipe, {seeds} seeds, mean ± standard deviation"
-        " on held-out sentences. Minutes are of two runs beside each other, loading and the frozen parts' tables"
-        " included.\n\n" + markdown(header, cells)
+        " on held-out sentences. Minutes are of two runs beside each other, loading and what of the frozen parts'"
+        f" tables was not there yet included. Trained at revision {', '.join(trained_at)}.\n\n"
+        + markdown(header, cells)
     )
 
 
@@ -110,7 +124,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.quality", description=(__doc__ or "").splitlines()[0])
     keys = [variant.key for variant in VARIANTS]
     parser.add_argument("--variants", nargs="+", choices=keys, default=keys)
-    parser.add_argument("--steps", type=int, default=240, help="the last third with both losses")
+    parser.add_argument("--steps", type=int, default=180, help="the last third with both losses")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--folder", type=Path, default=Path("runs/quality"), help="of the runs")
     parser.add_argument("--into", type=Path, default=RESULTS, help="folder for quality.json and quality.md")

@@ -103,7 +103,7 @@ def sweep(arguments: list[str], config_name: str, config_dir: str | None) -> int
             _check_kind(folder, study)
             source = study.open(folder, of_runs) if study else Grid(place_runs(folder, grid))
             swept = {override.get_key_element() for override in of_runs if override.is_sweep_override()}
-            started = _carry_out(source, runner, options, swept)
+            started = carry_out(source, runner, options, swept)
     except Timeout as error:
         raise UserError(f"another sweep is at work in {folder}") from error
     print_tables(gather(find_runs(folder)), str(folder))
@@ -172,7 +172,7 @@ def _check_choices(grid: list[tuple[str, ...]], config_name: str, config_dir: st
             seen.update(overrides)
 
 
-def _carry_out(source: Source, runner: Runner, options: list[str], swept: set[str]) -> list[SweepRun]:
+def carry_out(source: Source, runner: Runner, options: list[str], swept: set[str]) -> list[SweepRun]:
     """`runner.n_jobs` runs at a time until there is no next one; returns those that were started.
 
     `swept` are the keys that have several values: what tells a run from the others.
