@@ -5,10 +5,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 
@@ -16,7 +17,7 @@ from benchmarks.clips import write_corpus
 from benchmarks.measure import RESULTS, Parts
 from benchmarks.published_training import PublishedTraining
 from benchmarks.step import OurTraining, Variant, training_step
-from diva.audio import decode
+from diva.audio import SAMPLE_RATE, TAIL_SECONDS, decode
 from diva.cli import check_overrides, make
 from diva.data.batch import SpeechBatch
 from diva.data.datamodule import SpeechDataModule
@@ -24,6 +25,7 @@ from diva.data.decoded import build_once
 from diva.models.build import build, load_tokenizer
 from diva.models.config import DivaConfig, EncoderConfig
 from diva.models.diva import DivaForConditionalGeneration
+from diva.models.encoder import Context
 from diva.precompute import FrameTable, TeacherTable
 from diva.pretrained import cache_dir
 from diva.train import make_data
@@ -61,14 +63,16 @@ class Bench:
             data = make_data(config.data, tokenizer, model_config.adapter.num_query_tokens, cache)
             with once("decode"):
                 data.setup("fit")
-            with once("teacher"):
-                ours.teacher = TeacherTable.build(model, data.train, tokenizer)
+            if config.precompute.teacher_states:
+                with once("teacher"):
+                    ours.teacher = TeacherTable.build(model, data.train, tokenizer)
             with once("encoder"):
                 gigabytes = config.precompute.encoder_frames_gb
                 ours.frames = FrameTable.build(model, data.train, gigabytes)
             data.num_workers = 0
             full = (batch for batch in data.train_dataloader() if bool(batch.valid.all()))
             batches = list(islice(full, 8))
+        ours.tokens_per_second = half_of_the_median(model_config, data)
         parameters, algorithm = list(model.adapter.parameters()), make(config.optimizer.algorithm)
         return cls(
             config=config,
@@ -81,9 +85,27 @@ class Bench:
             seconds_once={name: seconds / len(data.train) for name, seconds in once.seconds.items()},
         )
 
+    @property
+    def context(self) -> Context:
+        """What the encoder of a run of this config hears of a clip."""
+        return self.config.model.encoder.context
+
+    @property
+    def kept(self) -> Variant:
+        """How a run of this config computes a step after its first pass."""
+        return Variant(
+            frames=self.context if self.ours.frames is None else "kept",
+            teacher="trimmed" if self.ours.teacher is None else "kept",
+        )
+
     def batch(self, number: int) -> SpeechBatch:
         """The batch of a round; all sides get the same."""
         return self.batches[number % len(self.batches)]
+
+    def typical_batch(self) -> SpeechBatch:
+        """The one whose clips come nearest to the corpus's median length."""
+        median = float(np.median(self.data.train.durations)) * SAMPLE_RATE
+        return min(self.batches, key=lambda batch: abs(float(batch.samples.float().mean()) - median))
 
     def our_step(self, batch: SpeechBatch, variant: Variant, parts: Parts) -> None:
         with parts("decode"):  # what was decoded once is read, with kept frames too
@@ -104,7 +126,8 @@ class Bench:
         """L_distill and L_align of both sides in float32 on 30 s of context, on a few clips."""
         given: DivaConfig = make(self.config.model)
         encoder = EncoderConfig(given.encoder.name, "full")
-        exact = DivaConfig(encoder, given.adapter, given.llm, frozen_dtype="float32")
+        adapter = replace(given.adapter, tokens_per_second=None)
+        exact = DivaConfig(encoder, adapter, given.llm, frozen_dtype="float32")
         torch.manual_seed(self.config.seed)
         model = build(exact, load_tokenizer(given.llm.name))
         batch = self.batches[0].micro_batches(_PARITY_CLIPS)[0]
@@ -128,6 +151,12 @@ def restate(model: DivaForConditionalGeneration, autocast: torch.dtype | None) -
     """The published step on this model's parts."""
     prefix, suffix = model.prefix_ids.tolist(), model.suffix_ids.tolist()
     return PublishedTraining(model.encoder.whisper, model.adapter, model.llm, prefix, suffix, autocast)
+
+
+def half_of_the_median(config: DivaConfig, data: SpeechDataModule) -> float:
+    """Virtual tokens a second of which the LLM reads half of those there are for a clip of median length."""
+    seconds = float(np.median(data.train.durations)) + TAIL_SECONDS
+    return config.adapter.num_query_tokens / 2 / seconds
 
 
 def transcripts(batch: SpeechBatch) -> list[list[int]]:

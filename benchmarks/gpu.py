@@ -48,7 +48,7 @@ def main() -> None:
         torch.cuda.empty_cache()
     text = report(rows)
     write_results("gpu", {"rows": rows, "peak_tflops": peak}, text, arguments.into)
-    Console(stderr=True).print(text, markup=False, highlight=False)
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
     print(
         "  ".join(f"{r['experiment']} {r['clips_per_second']:.2f} clips/s, MFU {r['mfu']:.3f}" for r in rows)
     )

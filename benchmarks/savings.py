@@ -11,39 +11,39 @@ from rich.console import Console
 
 from benchmarks.bench import Bench, parse_arguments
 from benchmarks.measure import Parts, in_turn, markdown, summary, write_results
-from benchmarks.step import Variant
 from diva.cli import exit_codes, quieten
 
-KEPT = Variant()
+Changes = dict[str, Any]  # of what a run does by default
 # With the saving, and without it. Where the teacher's or the encoder's own work is changed, their
 # tables are not kept on either side.
-SAVINGS: dict[str, tuple[Variant, Variant]] = {
-    "transcripts trimmed for the teacher": (
-        replace(KEPT, teacher="trimmed"),
-        replace(KEPT, teacher="padded"),
-    ),
-    "teacher states kept": (KEPT, replace(KEPT, teacher="trimmed")),
-    "prefix keys and values reused": (KEPT, replace(KEPT, reuses_prefix=False)),
-    "encoder frames kept": (KEPT, replace(KEPT, frames="bucket")),
-    "frozen parts in bfloat16": (KEPT, replace(KEPT, frozen_in_float32=True)),
-    "LLM attention grouped, not eager": (KEPT, replace(KEPT, llm_attention="eager")),
-    "LLM attention grouped, not sdpa": (KEPT, replace(KEPT, llm_attention="sdpa")),
-    "adapter attention grouped, not sdpa": (KEPT, replace(KEPT, adapter_attention="sdpa")),
-    "AdamW fused": (KEPT, replace(KEPT, fused_optimizer=False)),
+SAVINGS: dict[str, tuple[Changes, Changes]] = {
+    "transcripts trimmed for the teacher": ({"teacher": "trimmed"}, {"teacher": "padded"}),
+    "teacher states kept": ({"teacher": "kept"}, {"teacher": "trimmed"}),
+    "prefix keys and values reused": ({}, {"reuses_prefix": False}),
+    "encoder frames kept": ({"frames": "kept"}, {"frames": "bucket"}),
+    "frozen parts in bfloat16": ({}, {"frozen_in_float32": True}),
+    "LLM attention grouped, not eager": ({}, {"llm_attention": "eager"}),
+    "LLM attention grouped, not sdpa": ({}, {"llm_attention": "sdpa"}),
+    "adapter attention grouped, not sdpa": ({}, {"adapter_attention": "sdpa"}),
+    "AdamW fused": ({}, {"fused_optimizer": False}),
 }
-NOT_SHIPPED = {
-    "last layer at the last position only": (replace(KEPT, last_position_only=True), KEPT),
-    "torch.compile of MLPs and norms": (replace(KEPT, compiled=True), KEPT),
+NOT_SHIPPED: dict[str, tuple[Changes, Changes]] = {
+    "last layer at the last position only": ({"last_position_only": True}, {}),
+    "torch.compile of MLPs and norms": ({"compiled": True}, {}),
+    "activation checkpointing, which saves memory": ({"recomputes": True}, {}),
 }
-CHANGES_THE_FRAMES = {
-    "encoder on the bucket's length, not 30 s": (
-        replace(KEPT, frames="bucket"),
-        replace(KEPT, frames="full"),
-    )
+CHANGES_THE_FRAMES: dict[str, tuple[Changes, Changes]] = {
+    "encoder on the bucket's length, not 30 s": ({"frames": "bucket"}, {"frames": "full"}),
 }
-
-
-GROUPS = {"shipped": SAVINGS, "not shipped": NOT_SHIPPED, "changes the frames": CHANGES_THE_FRAMES}
+CHANGES_WHAT_IS_READ: dict[str, tuple[Changes, Changes]] = {
+    "virtual tokens in proportion to the clip": ({"reads_in_proportion": True}, {}),
+}
+GROUPS = {
+    "shipped": SAVINGS,
+    "not shipped": NOT_SHIPPED,
+    "changes the frames": CHANGES_THE_FRAMES,
+    "changes what is read": CHANGES_WHAT_IS_READ,
+}
 
 
 @exit_codes
@@ -52,20 +52,29 @@ def main() -> None:
     quieten()
     bench = Bench.open(arguments.data, arguments.clips, arguments.batch, arguments.overrides)
     rows = savings(bench, arguments.rounds, compiles=not arguments.quick)
-    text = report(rows, max(1, arguments.batch // 2))
-    write_results(
-        "savings", {"clips_a_step": max(1, arguments.batch // 2), "rows": rows}, text, arguments.into
-    )
-    Console(stderr=True).print(text, markup=False, highlight=False)
+    figures = {
+        "clips_a_step": max(1, arguments.batch // 2),
+        "queries": bench.ours.model.config.adapter.num_query_tokens,
+        "tokens_per_second": round(bench.ours.tokens_per_second or 0.0, 2),
+        "rows": rows,
+    }
+    text = report(figures)
+    write_results("savings", figures, text, arguments.into)
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def savings(bench: Bench, rounds: int, compiles: bool) -> list[dict[str, Any]]:
-    """Each saving alone, on and off in turn, on half a batch; torch.compile, which is slow, where it `compiles`."""
-    half = bench.batches[0].micro_batches(max(1, len(bench.batches[0]) // 2))[0]
+    """Each saving alone, on and off in turn, on half a batch; torch.compile, which is slow, where it `compiles`.
+
+    Left out are those that a run of this config cannot have: no tables, no saving by them.
+    """
+    batch = bench.typical_batch()
+    half = batch.micro_batches(max(1, len(batch) // 2))[0]
     rows = []
     for group, entries in GROUPS.items():
-        for name, (on, off) in entries.items():
-            if on.compiled and not compiles:
+        for name, changes in entries.items():
+            on, off = (replace(bench.kept, **change) for change in changes)
+            if (on.compiled and not compiles) or not (bench.ours.can(on) and bench.ours.can(off)):
                 continue
             steps = {
                 key: lambda n, variant=variant: bench.our_step(half, variant, Parts())
@@ -77,12 +86,14 @@ def savings(bench: Bench, rounds: int, compiles: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def report(rows: list[dict[str, Any]], clips: int) -> str:
+def report(figures: dict[str, Any]) -> str:
     """The table of savings.md."""
+    rows = figures["rows"]
     worth = [(r["saving"], r["group"], r["on"]["median"], r["off"]["median"], r["speed_up"]) for r in rows]
     return (
-        f"# Each saving alone\n\nA step of {clips} clips with and without it, all others as they are shipped,"
-        f" in turns, {rows[0]['on']['n']} each.\n\n"
+        f"# Each saving alone\n\nA step of {figures['clips_a_step']} clips with and without it, all others as they are"
+        f" shipped, in turns, {rows[0]['on']['n']} each. Of {figures['queries']} virtual tokens the LLM reads all, or"
+        f" the last {figures['tokens_per_second']} a second: half of them for a clip of median length.\n\n"
     ) + markdown(("saving", "", "with, s", "without, s", "speed-up"), worth)
 
 

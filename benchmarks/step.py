@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from unittest.mock import patch
 
@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from benchmarks.measure import Parts
 from benchmarks.published_training import TEXT_TOKENS
+from diva.activations import checkpoint_activations
 from diva.data.batch import SpeechBatch
 from diva.models import adapter as adapter_module
 from diva.models.diva import DivaForConditionalGeneration
@@ -35,21 +36,33 @@ class Variant:
     frozen_in_float32: bool = False
     fused_optimizer: bool = True
     compiled: bool = False
+    recomputes: bool = False  # activations, in the backward pass
+    reads_in_proportion: bool = False  # virtual tokens, to the clip's length
 
 
 @dataclass
 class OurTraining:
     """What `diva.training.DivaTraining` computes in a step, its parts timed.
 
-    `frames` and `teacher` are the tables of the corpus, for variants that keep them.
+    `frames` and `teacher` are the tables of the corpus, for variants that keep them; `tokens_per_second` is the
+    proportion for those that read in proportion.
     """
 
     model: DivaForConditionalGeneration
     autocast: torch.dtype | None
     frames: FrameTable | None = None
     teacher: TeacherTable | None = None
+    tokens_per_second: float | None = None
     _float32: DivaForConditionalGeneration | None = field(default=None, init=False)
     _compiled: dict[nn.Module, Any] = field(default_factory=dict, init=False)
+
+    def can(self, variant: Variant) -> bool:
+        """Whether the tables that a variant keeps are there, and the adapter that it needs."""
+        return (
+            (variant.frames != "kept" or self.frames is not None)
+            and (variant.teacher != "kept" or self.teacher is not None)
+            and (not variant.reads_in_proportion or self.model.config.adapter.kind == "qformer")
+        )
 
     def losses(self, batch: SpeechBatch, variant: Variant, parts: Parts) -> Losses:
         """L_distill and L_align of a batch."""
@@ -71,19 +84,24 @@ class OurTraining:
 
     @contextmanager
     def _as(self, variant: Variant) -> Iterator[DivaForConditionalGeneration]:
-        """The model as a variant has it; as before on leaving."""
+        """The model as a variant has it; as before on leaving, also by an exception."""
         model = self._in_float32() if variant.frozen_in_float32 else self.model
-        before = model.llm.config._attn_implementation
-        if variant.llm_attention:
-            model.llm.set_attn_implementation(variant.llm_attention)
-        with (
-            patch.object(adapter_module, "GROUPED", variant.adapter_attention or adapter_module.GROUPED),
-            patch.object(model.encoder, "context", "full" if variant.frames == "full" else "bucket"),
-            self._compiling(model) if variant.compiled else nullcontext(),
-        ):
+        with ExitStack() as stack:
+            if variant.llm_attention:
+                stack.callback(model.llm.set_attn_implementation, model.llm.config._attn_implementation)
+                model.llm.set_attn_implementation(variant.llm_attention)
+            if variant.reads_in_proportion:
+                adapter = replace(model.config.adapter, tokens_per_second=self.tokens_per_second)
+                stack.enter_context(patch.object(model.config, "adapter", adapter))
+            attention = variant.adapter_attention or adapter_module.GROUPED
+            stack.enter_context(patch.object(adapter_module, "GROUPED", attention))
+            context = "full" if variant.frames == "full" else "bucket"
+            stack.enter_context(patch.object(model.encoder, "context", context))
+            if variant.compiled:
+                stack.enter_context(self._compiling(model))
+            if variant.recomputes:
+                stack.enter_context(_recomputing(model))
             yield model
-        if variant.llm_attention:
-            model.llm.set_attn_implementation(before)
 
     @contextmanager
     def _compiling(self, model: DivaForConditionalGeneration) -> Iterator[None]:
@@ -93,11 +111,13 @@ class OurTraining:
                 for part in (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm):
                     part.compile(dynamic=False)
                     self._compiled[part] = part._compiled_call_impl
-        for part, call in self._compiled.items():
-            part._compiled_call_impl = call
-        yield
-        for part in self._compiled:
-            part._compiled_call_impl = None
+        try:
+            for part, call in self._compiled.items():
+                part._compiled_call_impl = call
+            yield
+        finally:
+            for part in self._compiled:
+                part._compiled_call_impl = None
 
     def _in_float32(self) -> DivaForConditionalGeneration:
         """The same adapter between frozen parts in float32."""
@@ -135,6 +155,21 @@ class OurTraining:
 
     def _precision(self):
         return torch.autocast(self.model.device.type, self.autocast) if self.autocast else nullcontext()
+
+
+@contextmanager
+def _recomputing(model: DivaForConditionalGeneration) -> Iterator[None]:
+    """Activation checkpointing, which gives the layers a `forward` of their own, and takes it back.
+
+    The backward pass comes after that: what is kept for it knows by itself how to compute again.
+    """
+    before = {module for module in model.modules() if "forward" in vars(module)}
+    try:
+        checkpoint_activations(model)
+        yield
+    finally:
+        for module in set(model.modules()) - before:
+            vars(module).pop("forward", None)
 
 
 def training_step(

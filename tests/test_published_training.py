@@ -109,7 +109,8 @@ def test_variants_compute_what_they_say(model, batch):
     def run(**change):
         seen.clear()
         with torch.no_grad():
-            OurTraining(model, None).losses(batch, Variant(**(NOTHING_KEPT | change)), Parts())
+            ours = OurTraining(model, None, tokens_per_second=2.0)
+            ours.losses(batch, Variant(**(NOTHING_KEPT | change)), Parts())
         return seen
 
     assert run() == {
@@ -120,10 +121,40 @@ def test_variants_compute_what_they_say(model, batch):
     assert run(teacher="padded")["first"] == [Q + suffix, 448 + suffix]
     assert run(reuses_prefix=False)["first"] == [prefix + Q + suffix, longest + suffix]
     assert run(last_position_only=True)["last"] == [1, longest + suffix]
+    # The longest clip has 1.875 s and a second of silence.
+    assert run(reads_in_proportion=True)["first"] == [6 + suffix, longest + suffix]
     assert run(frames="bucket")["encoder"] == [batch.waveforms.shape[1] // 320]
     seen.clear()
     both_losses(model, batch)
     assert seen["first"][2:] == [prefix + Q + suffix, prefix + 448 + suffix]
+
+
+def test_recomputed_activations_have_the_same_gradients(model, batch):
+    gradients, calls = [], []
+    model.adapter.layers[0].fc1.register_forward_hook(lambda *given: calls.append(1))
+    for change in ({}, {"recomputes": True}):
+        model.adapter.zero_grad()
+        calls.clear()
+        losses = OurTraining(model, None).losses(batch, Variant(**(NOTHING_KEPT | change)), Parts())
+        assert not any("forward" in vars(module) for module in model.modules()), (
+            "as it was, before going back"
+        )
+        sum(losses).backward()
+        gradients.append([p.grad.clone() for p in model.adapter.parameters()])
+        assert len(calls) == (2 if change else 1)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-5)
+
+
+def test_a_step_that_fails_leaves_the_model_as_it_was(model, batch, monkeypatch):
+    monkeypatch.setattr(OurTraining, "_teacher", lambda *given: 1 / 0)
+    variant = Variant(
+        frames="bucket", teacher="trimmed", llm_attention="sdpa", recomputes=True, reads_in_proportion=True
+    )
+    before = model.llm.config._attn_implementation, model.encoder.context, model.config.adapter
+    with pytest.raises(ZeroDivisionError):
+        OurTraining(model, None, tokens_per_second=2.0).losses(batch, variant, Parts())
+    assert before == (model.llm.config._attn_implementation, model.encoder.context, model.config.adapter)
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 def test_lengths_are_those_of_common_voice():
@@ -155,12 +186,24 @@ def test_a_joined_clip_has_its_sentences_and_about_its_length(spoken, tmp_path):
     assert (again / "train.jsonl").read_text() == (folder / "train.jsonl").read_text()
 
 
-def test_the_benchmark_of_tiny_models(spoken, tiny_overrides, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def bench_command(spoken, tiny_overrides, tmp_path, monkeypatch):
+    """Runs a benchmark of tiny models; its results are in tmp_path."""
     monkeypatch.setenv("DIVA_CACHE", str(tmp_path / "cache"))
     overrides = [*tiny_overrides, "data.max_skipped_fraction=1", "model.adapter.projection_init=embeddings"]
-    command = ["benchmarks.training", "--quick", "--data", str(spoken), "--into", str(tmp_path), *overrides]
-    monkeypatch.setattr("sys.argv", command)
-    training.main()
+
+    def run(module, *more: str) -> dict:
+        name = module.__name__.rpartition(".")[2]
+        command = [name, "--quick", "--data", str(spoken), "--into", str(tmp_path), *overrides, *more]
+        monkeypatch.setattr("sys.argv", command)
+        module.main()
+        return json.loads((tmp_path / f"{name}.json").read_text())
+
+    return run
+
+
+def test_the_benchmark_of_tiny_models(bench_command, tmp_path, capsys):
+    figures = bench_command(training)
     last = capsys.readouterr().out.splitlines()[-1]
     found = re.fullmatch(
         r"training speed-up (\d+\.\d\d) \(clips/s ours (\d+\.\d\d), published pattern (\d+\.\d\d)\)", last
@@ -168,26 +211,50 @@ def test_the_benchmark_of_tiny_models(spoken, tiny_overrides, tmp_path, monkeypa
     assert found
     speed_up, ours, published = map(float, found.groups())
     assert speed_up == pytest.approx(ours / published, rel=0.05)
-    figures = json.loads((tmp_path / "training.json").read_text())
     parts = figures["parts"]["published"]
     assert {"decode", "features", "encoder", "teacher", "student, backward", "optimizer"} <= parts.keys()
     spent = sum(part["seconds"] for part in parts.values())
     assert 0.5 < spent / figures["step_seconds"]["published"]["median"] <= 1.0
-    kept = figures["clips_per_second"]["kept"]
-    once = sum(figures["once_seconds_per_clip"].values())
-    assert figures["clips_per_second"]["ours"] == pytest.approx(
-        1 / (1 / kept + once / figures["passes"]), rel=0.01
-    )
-    assert "| ours, tables kept | 1 |" in (tmp_path / "training.md").read_text()
+    assert figures["passes"] == pytest.approx(1800 * 16 / 22, abs=0.01)  # of its clips
+    assert "| ours | 1 |" in (tmp_path / "training.md").read_text()
 
 
-def test_the_table_of_savings_of_tiny_models(spoken, tiny_overrides, tmp_path, monkeypatch):
-    monkeypatch.setenv("DIVA_CACHE", str(tmp_path / "cache"))
-    overrides = [*tiny_overrides, "data.max_skipped_fraction=1", "model.adapter.projection_init=embeddings"]
-    command = ["benchmarks.savings", "--quick", "--data", str(spoken), "--into", str(tmp_path), *overrides]
-    monkeypatch.setattr("sys.argv", command)
-    savings.main()
-    rows = {row["saving"]: row for row in json.loads((tmp_path / "savings.json").read_text())["rows"]}
+def test_what_a_side_computes_once_is_counted(bench_command):
+    figures = bench_command(training)
+    once, speed = figures["once_seconds_per_clip"], figures["clips_per_second"]
+    for side, (_, names) in training.SIDES.items():
+        step = figures["step_seconds"][side]["median"] / figures["batch"]
+        counted = sum(once[name] for name in names) / figures["passes"]
+        assert speed[side] == pytest.approx(1 / (step + counted), rel=0.01)
+
+
+def test_the_split_is_between_what_keeps_the_loss_and_what_does_not():
+    said = training._split({"published": 0.5, "full_windows": 2.0, "ours": 3.0})
+    assert "6.00 times as fast" in said
+    assert "4.00 times by savings that keep the loss, and 1.50 times that" in said
+
+
+@pytest.mark.parametrize(
+    ("override", "encodes"),
+    [("model.encoder.context=full", "30 s"), ("precompute.encoder_frames_gb=0", "bucket")],
+)
+def test_a_config_without_a_table_of_frames(bench_command, override, encodes, monkeypatch):
+    seen = set()
+
+    def step(self, batch, variant, parts, before=training.Bench.our_step):
+        seen.add((variant.frames, variant.teacher))
+        before(self, batch, variant, parts)
+
+    monkeypatch.setattr(training.Bench, "our_step", step)
+    bench_command(training, override)
+    expected = {("full", "kept"), ("full", "trimmed")}
+    if encodes == "bucket":
+        expected = {("full", "kept"), ("bucket", "kept"), ("bucket", "trimmed")}
+    assert seen == expected
+
+
+def test_the_table_of_savings_of_tiny_models(bench_command, tmp_path):
+    rows = {row["saving"]: row for row in bench_command(savings)["rows"]}
     assert rows.keys() == {name for group in savings.GROUPS.values() for name in group} - {
         "torch.compile of MLPs and norms"
     }
@@ -195,6 +262,14 @@ def test_the_table_of_savings_of_tiny_models(spoken, tiny_overrides, tmp_path, m
         assert row["speed_up"] == pytest.approx(row["off"]["median"] / row["on"]["median"], rel=0.01)
     assert rows["encoder on the bucket's length, not 30 s"]["group"] == "changes the frames"
     assert "| AdamW fused | shipped |" in (tmp_path / "savings.md").read_text()
+
+
+def test_savings_that_a_config_cannot_have_are_left_out(bench_command):
+    overrides = ["precompute.teacher_states=false", "model.encoder.context=full", "model.adapter.kind=mlp"]
+    found = {row["saving"] for row in bench_command(savings, *overrides)["rows"]}
+    assert "transcripts trimmed for the teacher" in found
+    absent = {"teacher states kept", "encoder frames kept", "virtual tokens in proportion to the clip"}
+    assert not found & absent
 
 
 def test_how_training_grows(spoken, tiny_overrides, tmp_path, monkeypatch):
