@@ -107,10 +107,10 @@ def parameter_counts(model: DivaForConditionalGeneration) -> dict[str, int]:
     return counts
 
 
-def environment() -> dict[str, Any]:
-    """Git revision, versions and machine: what a figure rests on."""
+def environment(apart_from: str | None = None) -> dict[str, Any]:
+    """Git revision (see `git_revision`), versions and machine: what a figure rests on."""
     return {
-        "revision": git_revision(),
+        "revision": git_revision(apart_from),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
         "machine": {
             "system": platform.platform(),
@@ -120,11 +120,24 @@ def environment() -> dict[str, Any]:
     }
 
 
-def git_revision() -> str:
-    """The commit of the source tree, marked where it has uncommitted changes; "unknown" outside a clone."""
+def git_revision(apart_from: str | None = None) -> str:
+    """The commit of the source tree, marked where it has uncommitted changes; "unknown" outside a clone.
+
+    Changes below the folder `apart_from`, from the tree's top, do not count.
+    """
     try:
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        folder = Path(__file__).parent
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        describe = ("describe", "--always", "--abbrev=12", "--exclude=*")
+        if apart_from is None:
+            return _git(*describe, "--dirty")
+        files = ":(top)", f":(top,exclude){apart_from}"
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *files)
+        return _git(*describe) + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _git(*command: str) -> str:
+    folder = Path(__file__).parent
+    return subprocess.run(
+        ["git", *command], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout.strip()
