@@ -27,7 +27,7 @@ class HubDataset:
 
     Args:
         path: name on the hub; or a folder, written by `save_to_disk` or with parquet, arrow or audio files.
-        name: configuration, where the dataset has several.
+        name: configuration, where the dataset has several: of what `save_to_disk` wrote, the folder `path/name`.
         audio_column: encoded audio (bytes or files), or waveforms as {array, sampling_rate}.
         text_column: what is said.
         max_seconds: longer clips are left out.
@@ -69,10 +69,11 @@ class HubDataset:
 
     def _load(self, split: str) -> Dataset:
         folder = Path(self.path).expanduser()
+        written = _written(folder, self.name)
         try:
-            if not any((folder / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
+            if written is None:
                 return load_dataset(str(folder) if folder.is_dir() else self.path, self.name, split=split)
-            saved = load_from_disk(str(folder))
+            saved = load_from_disk(str(written))
         except (DatasetsError, pa.ArrowException, ValueError, OSError) as error:
             # The library's own words name the splits and configurations that are there.
             raise UserError(
@@ -80,8 +81,32 @@ class HubDataset:
             ) from error
         parts = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
         if split not in parts:
-            raise UserError(f"no split {split!r} in {folder}, there are: {', '.join(parts)}")
+            raise UserError(f"no split {split!r} in {written}, there are: {', '.join(parts)}")
         return parts[split]
+
+
+def _written(folder: Path, name: str | None) -> Path | None:
+    """What `save_to_disk` wrote: FOLDER, or FOLDER/NAME where there is a name; None where it wrote neither.
+
+    Raises UserError for a name that has no folder: another configuration's data must not stand in for it.
+    """
+    if name is None:
+        return folder if _is_written(folder) else None
+    if _is_written(folder / name):
+        return folder / name
+    if _is_written(folder):
+        raise UserError(
+            f"{folder} is one dataset and has no {name!r}: save that one as {folder / name}, or say that this is it"
+            " with name=null"
+        )
+    others = sorted(child.name for child in folder.iterdir() if _is_written(child)) if folder.is_dir() else []
+    if others:
+        raise UserError(f"no {name!r} in {folder}, there are: {', '.join(others)}")
+    return None
+
+
+def _is_written(folder: Path) -> bool:
+    return any((folder / mark).is_file() for mark in ("dataset_dict.json", "state.json"))
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,22 @@ def test_a_single_saved_dataset_is_the_train_split(tmp_path: Path):
         HubDataset(str(tmp_path / "saved")).manifest("dev")
 
 
+def test_a_saved_folder_has_a_dataset_for_each_name(tmp_path: Path):
+    """One path for all pairs of a benchmark, as the command for CoVoST 2 has it: each gets its own data."""
+    for name, words in {"en_de": ["eins", "zwei"], "en_tr": ["bir", "iki"]}.items():
+        part = speech(sentence=[*words, "x", "y"])
+        DatasetDict({"validation": part}).save_to_disk(tmp_path / "pairs" / name)
+    speech(sentence=["ein"] * 4).save_to_disk(tmp_path / "one")
+    for name, first in {"en_de": "eins", "en_tr": "bir"}.items():
+        manifest = HubDataset(str(tmp_path / "pairs"), name).manifest("validation")
+        assert manifest.text(0) == first
+    with pytest.raises(UserError, match="no 'en_ja' in .*pairs, there are: en_de, en_tr"):
+        HubDataset(str(tmp_path / "pairs"), "en_ja").manifest("validation")
+    with pytest.raises(UserError, match="one is one dataset and has no 'en_de': .* name=null"):
+        HubDataset(str(tmp_path / "one"), "en_de").manifest("train")
+    assert HubDataset(str(tmp_path / "one")).manifest("train").text(0) == "ein"
+
+
 def test_a_folder_of_parquet_files(tmp_path: Path):
     (tmp_path / "parquet").mkdir()
     speech().rename_column("audio", "speech").to_parquet(
