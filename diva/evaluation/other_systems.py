@@ -1,4 +1,4 @@
-"""Systems of other people: any audio LLM of transformers, any endpoint of OpenAI's protocol."""
+"""Systems of other people: audio LLMs of transformers, any endpoint of OpenAI's protocol."""
 
 import base64
 import io
@@ -9,7 +9,8 @@ from typing import Any, Self
 
 import soundfile
 import torch
-from transformers import AutoModelForMultimodalLM, AutoProcessor
+from transformers import AutoModelForMultimodalLM, AutoProcessor, VoxtralProcessor
+from transformers.utils import is_mistral_common_available
 
 from diva.audio import SAMPLE_RATE
 from diva.errors import UserError
@@ -53,7 +54,7 @@ class _OneByOne(ABC):
 
 
 class TransformersAudio(_OneByOne):
-    """An audio LLM with transformers' Auto classes and chat template.
+    """An audio LLM of transformers' own, by its Auto classes and the chat template of its processor.
 
     One clip at a time: models differ in how they pad, and in some a batch changes the answers.
     """
@@ -73,20 +74,28 @@ class TransformersAudio(_OneByOne):
             raise UserError(f"{model} is no audio LLM that transformers can load: {error}") from error
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         self.identity = {"model": model, "dtype": str(self.model.dtype)}
+        self._is_voxtral = isinstance(self.processor, VoxtralProcessor)
+        if self._is_voxtral and not is_mistral_common_available():
+            raise UserError(f"{model} needs the tokenizer of its makers: pip install 'diva[voxtral]'")
+        listens = getattr(getattr(self.processor, "feature_extractor", None), "sampling_rate", SAMPLE_RATE)
+        if listens != SAMPLE_RATE:
+            raise UserError(f"{model} listens at {listens} Hz; the clips of a task have {SAMPLE_RATE} Hz")
 
     def _spoken(self, sample: Sample) -> dict[str, Any]:
+        if self._is_voxtral:  # its template takes a file, or the bytes of one
+            return {"type": "audio", "base64": _wav(sample)["data"]}
         return {"type": "audio", "audio": sample.waveform}
 
     def _say(
         self, part: Mapping[str, Any], instruction: Instruction, max_new_tokens: int, labels: Labels
     ) -> str:
+        messages = _typed(chat(instruction, part))
         inputs = self.processor.apply_chat_template(
-            _typed(chat(instruction, part)),
+            _one_turn(messages) if self._is_voxtral else messages,
             tokenize=True,
             return_dict=True,
             add_generation_prompt=True,
             return_tensors="pt",
-            sampling_rate=SAMPLE_RATE,
         ).to(self.model.device)
         return greedy(self.model, self.tokenizer, inputs, max_new_tokens, labels)[0]
 
@@ -135,6 +144,14 @@ def _typed(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for m in messages
     ]
     return [{**m, "content": content} for m, content in zip(messages, parts, strict=True)]
+
+
+def _one_turn(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A system message as the first paragraph of the user's turn: Voxtral takes none beside audio (mistral-common,
+    InstructTokenizerV7.validate_messages)."""
+    *system, user = messages
+    told = [{**part, "text": f"{part['text']}\n\n"} for message in system for part in message["content"]]
+    return [{**user, "content": [*told, *user["content"]]}]
 
 
 def _wav(sample: Sample) -> dict[str, str]:
