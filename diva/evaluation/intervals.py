@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from diva.evaluation.metrics import Measure, mean
+from diva.evaluation.metrics import Measure
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -23,19 +23,25 @@ def bootstrap(measure: Measure, seed: int = 0) -> Interval | None:
 class Difference:
     """One system's metric minus another's on the same samples."""
 
-    value: float
+    value: float  # NaN where no sample has been answered by both
     interval: Interval | None  # 95%, paired bootstrap
-    n: int
+    n: int  # samples that both have answered
 
 
 def paired_difference(ours: Measure, theirs: Measure, seed: int = 0) -> Difference:
-    """`ours` minus `theirs`, whose rows are of the same n samples in the same order: both are resampled alike."""
+    """`ours` minus `theirs`, whose rows are of the same samples in the same order: both are resampled alike.
+
+    A sample that one of them leaves out counts for neither.
+    """
     assert len(ours.rows) == len(theirs.rows), "rows of different samples"
+    kept = ~(np.isnan(ours.rows.astype(float)).any(axis=1) | np.isnan(theirs.rows.astype(float)).any(axis=1))
+    left, right, size = ours.rows[kept], theirs.rows[kept], int(kept.sum())
 
     def difference(chosen: np.ndarray) -> float:
-        return ours.value(ours.rows[chosen]) - theirs.value(theirs.rows[chosen])
+        return ours.value(left[chosen]) - theirs.value(right[chosen])
 
-    size = len(ours.rows)
+    if not size:
+        return Difference(float("nan"), None, 0)
     return Difference(difference(np.arange(size)), _bootstrap(size, difference, seed), size)
 
 
@@ -62,20 +68,8 @@ def wilson(successes: int, n: int) -> Interval:
     return float(found.low), float(found.high)
 
 
-@dataclass(frozen=True)
-class WinRate:
-    """How often one system was preferred to another."""
-
-    value: float
-    n: int
-    wilson: Interval  # 95%
-    bootstrap: Interval | None  # 95%
-    sign_test: float  # two-sided p of votes that are even at heart
-
-
-def win_rate(wins: int, losses: int, seed: int = 0) -> WinRate:
-    """Win rate of preference votes (DiVA figure 6). Raises ValueError where nobody voted."""
-    n = wins + losses
-    votes = np.repeat([1.0, 0.0], [wins, losses]).reshape(-1, 1)
-    interval = bootstrap(Measure(votes, mean), seed)
-    return WinRate(wins / n, n, wilson(wins, n), interval, float(stats.binomtest(wins, n).pvalue))
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p of votes that are even at heart. Raises ValueError where nobody voted."""
+    if wins + losses == 0:
+        raise ValueError("no votes to test")
+    return float(stats.binomtest(wins, wins + losses).pvalue)

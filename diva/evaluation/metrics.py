@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import py3langid
@@ -22,7 +22,7 @@ from diva.errors import UserError
 from diva.evaluation.labels import which_label
 from diva.evaluation.samples import Answer
 
-RECORDED = "scores as recorded in the predictions file"
+RECORDED = "scores as recorded beside the answers"
 WITHOUT_REFERENCES = "the predictions file holds scores and no references"
 
 
@@ -33,6 +33,7 @@ class Measure:
     rows: np.ndarray  # [n, k]: all that `value` needs of each answer; NaN for one that is left out
     value: Callable[[np.ndarray], float]  # rows [m, k] -> the metric; NaN where nothing is left
     note: str = ""  # what the number rests on, where that is not plain
+    is_share: bool = False  # of answers that are right or wrong, 1 or 0
 
 
 class Unavailable(UserError):
@@ -54,7 +55,9 @@ def mean(rows: np.ndarray) -> float:
     return float(kept.mean()) if len(kept) else float("nan")
 
 
-def per_answer(answers: Sequence[Answer], score: Callable[[str, tuple[str, ...]], float]) -> Measure:
+def per_answer(
+    answers: Sequence[Answer], score: Callable[[str, tuple[str, ...]], float], is_share: bool = False
+) -> Measure:
     """The mean of a score of each answer against its references; failed answers are left out.
 
     Raises Unavailable where there are no references.
@@ -62,13 +65,13 @@ def per_answer(answers: Sequence[Answer], score: Callable[[str, tuple[str, ...]]
     if _only_recorded(answers):
         raise Unavailable(WITHOUT_REFERENCES)
     rows = [float("nan") if a.prediction is None else score(a.prediction, _references(a)) for a in answers]
-    return Measure(np.array(rows, dtype=float).reshape(-1, 1), mean)
+    return Measure(np.array(rows, dtype=float).reshape(-1, 1), mean, is_share=is_share)
 
 
-def recorded(answers: Sequence[Answer], note: str) -> Measure:
-    """The mean of the scores that came with the predictions."""
-    rows = [float("nan") if a.prediction is None else a.score for a in answers]
-    return Measure(np.array(rows, dtype=float).reshape(-1, 1), mean, note)
+def recorded(answers: Sequence[Answer], failed: float = float("nan"), is_share: bool = False) -> Measure:
+    """The mean of the scores that came with the predictions; `failed` is that of an answer that failed."""
+    rows = np.array([failed if a.prediction is None else a.score for a in answers], dtype=float)
+    return Measure(rows.reshape(-1, 1), mean, RECORDED, is_share)
 
 
 def _only_recorded(answers: Sequence[Answer]) -> bool:
@@ -122,14 +125,15 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
 
 def token_f1(prediction: str, references: Sequence[str]) -> float:
     """Harmonic mean of precision and recall over normalised words, for the best reference (SQuAD)."""
-    return max(_token_f1(normalise(prediction).split(), normalise(r).split()) for r in references)
+    said = Counter(normalise(prediction).split())
+    return max(overlap(said, Counter(normalise(r).split())) for r in references)
 
 
-def _token_f1(said: list[str], wanted: list[str]) -> float:
+def overlap(said: Counter[str], wanted: Counter[str]) -> float:
+    """F1 of two bags of words."""
     if not said or not wanted:
         return float(said == wanted)
-    common = sum((Counter(said) & Counter(wanted)).values())
-    return 2 * common / (len(said) + len(wanted))
+    return 2 * (said & wanted).total() / (said.total() + wanted.total())
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class ContainsAnswer:
     name: str = "contains_answer"
 
     def measure(self, answers: Sequence[Answer]) -> Measure:
-        return per_answer(answers, contains_answer)
+        return per_answer(answers, contains_answer, is_share=True)
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class ExactMatch:
     name: str = "exact_match"
 
     def measure(self, answers: Sequence[Answer]) -> Measure:
-        return per_answer(answers, exact_match)
+        return per_answer(answers, exact_match, is_share=True)
 
 
 @dataclass(frozen=True)
@@ -164,50 +168,38 @@ class TokenF1:
 
 @dataclass(frozen=True)
 class Pedants:
-    """PEDANTS (Li et al. 2024) by the qa-metrics package: the best score over the references, as the authors did.
+    """PEDANTS (Li et al. 2024): the mean of what the qa-metrics package says of each answer, which comes as `score`.
 
-    The package needs numpy 1, which this one does not run on, and fetches its classifier on first use: score in
-    an environment of its own and give the figures back as `score` in a predictions file.
+    The package pins what this one cannot run on and unpickles what it fetches: experiments/fig2_qa/pedants.py scores
+    in an environment of its own.
     """
 
     name: str = "pedants"
 
     def measure(self, answers: Sequence[Answer]) -> Measure:
         answered = [a for a in answers if a.prediction is not None]
-        if answered and all(a.score is not None for a in answered):
-            return recorded(answers, RECORDED)
-        try:
-            from qa_metrics.pedant import PEDANT
-        except ImportError as error:
-            raise Unavailable(f"the qa-metrics package is not installed here ({error})") from error
-        judge = PEDANT()
-        rows = []
-        for a in answers:
-            found = judge.get_scores(list(a.references), a.prediction, a.transcript) if a.prediction else {}
-            scores = [score for of_one in found.values() for score in of_one.values()]
-            rows.append(max(scores) if scores else float("nan") if a.prediction is None else 0.0)
-        return Measure(np.array(rows, dtype=float).reshape(-1, 1), mean)
+        without = sum(a.score is None for a in answered)
+        if without:
+            raise Unavailable(
+                f"{without} of {len(answered)} answers are not scored by qa-metrics yet: experiments/fig2_qa/README.md"
+            )
+        return recorded(answers)
 
 
 # ---- labels
 
 
 def label_rows(answers: Sequence[Answer], labels: dict[str, str], failed_as: str | None) -> np.ndarray:
-    """[n, 2] of (what is right, what was said) as places in `labels`; -1 for a failed answer without a class.
+    """[n, 2] of (what is right, what was said) as places in `labels`.
 
-    `labels` is what a model says -> what the data call it; `failed_as` is one of the latter. Raises UserError for
-    a reference or a prediction that is none of them.
+    -1 is what was said by a failed answer without a class; NaN what is right where that is not known, which only
+    a failed answer may have. `labels` is what a model says -> what the data call it; `failed_as` is one of the
+    latter. Raises UserError for a reference or a prediction that is none of them.
     """
     classes = list(labels.values())
     said = list(labels)
-    rows = np.empty((len(answers), 2), dtype=int)
+    rows = np.empty((len(answers), 2))
     for row, answer in enumerate(answers):
-        (wanted,) = _references(answer)[:1]
-        if wanted not in classes:
-            raise UserError(
-                f"sample {answer.id} is {wanted!r} in the data, which is not among the task's labels"
-                f" ({', '.join(classes)}); mend task.labels"
-            )
         if answer.prediction is None:
             heard = -1 if failed_as is None else classes.index(failed_as)
         else:
@@ -218,13 +210,40 @@ def label_rows(answers: Sequence[Answer], labels: dict[str, str], failed_as: str
                     f" {', '.join(said)}; mend task.labels or the predictions"
                 )
             heard = said.index(label)
-        rows[row] = classes.index(wanted), heard
+        rows[row] = _right(answer, classes), heard
     return rows
+
+
+def _right(answer: Answer, classes: Sequence[str]) -> float:
+    """The place of what is right, NaN for a failed answer of which that is not known."""
+    if answer.prediction is None and not answer.references:
+        return float("nan")
+    wanted = _references(answer)[0]
+    if wanted not in classes:
+        raise UserError(
+            f"sample {answer.id} is {wanted!r} in the data, which is not among the task's labels"
+            f" ({', '.join(classes)}); mend task.labels"
+        )
+    return classes.index(wanted)
+
+
+def _of_unknown(rows: np.ndarray, counts: str) -> str:
+    """A note on failed answers of which it is not known what is right."""
+    unknown = int(np.isnan(rows[:, 0]).sum())
+    return f"what is right is not known of {unknown} failed answers, which {counts}" if unknown else ""
+
+
+def _f1(rows: np.ndarray, **options: Any) -> float:
+    """F1 of rows [m, 2] of (right, said), without those that hold a NaN."""
+    kept = rows[~np.isnan(rows).any(axis=1)].astype(int)
+    if not len(kept):
+        return float("nan")
+    return float(f1_score(kept[:, 0], kept[:, 1], zero_division=0, **options))
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of right labels; a failed answer is wrong unless it counts as a class."""
+    """Share of right labels; a failed answer is wrong unless it counts as a class and that is known to be right."""
 
     labels: dict[str, str]
     failed_as: str | None = None
@@ -232,9 +251,10 @@ class Accuracy:
 
     def measure(self, answers: Sequence[Answer]) -> Measure:
         if _only_recorded(answers):
-            return recorded(answers, RECORDED)
+            return recorded(answers, failed=0.0, is_share=True)
         rows = label_rows(answers, self.labels, self.failed_as)
-        return Measure((rows[:, :1] == rows[:, 1:]).astype(float), mean)
+        right = (rows[:, :1] == rows[:, 1:]).astype(float)
+        return Measure(right, mean, _of_unknown(rows, "count as wrong"), is_share=True)
 
 
 @dataclass(frozen=True)
@@ -249,7 +269,7 @@ class WeightedF1:
         if _only_recorded(answers):
             raise Unavailable(WITHOUT_REFERENCES)
         rows = label_rows(answers, self.labels, self.failed_as)
-        return Measure(rows, lambda r: float(f1_score(r[:, 0], r[:, 1], average="weighted", zero_division=0)))
+        return Measure(rows, lambda r: _f1(r, average="weighted"), _of_unknown(rows, "are left out"))
 
 
 @dataclass(frozen=True)
@@ -267,9 +287,9 @@ class F1:
     def measure(self, answers: Sequence[Answer]) -> Measure:
         if _only_recorded(answers):
             raise Unavailable(WITHOUT_REFERENCES)
-        positive = list(self.labels).index(self.positive)
-        rows = (label_rows(answers, self.labels, self.failed_as) == positive).astype(int)
-        return Measure(rows, lambda r: float(f1_score(r[:, 0], r[:, 1], zero_division=0)))
+        rows = label_rows(answers, self.labels, self.failed_as)
+        positive = np.where(np.isnan(rows), np.nan, rows == list(self.labels).index(self.positive))
+        return Measure(positive, _f1, _of_unknown(rows, "are left out"))
 
 
 # ---- translations
@@ -297,7 +317,7 @@ class SentenceBleu:
 
     def measure(self, answers: Sequence[Answer]) -> Measure:
         if _only_recorded(answers):
-            return recorded(answers, RECORDED)
+            return recorded(answers)
         return per_answer(answers, lambda said, right: sentence_bleu(said, right, self.language).score)
 
 
@@ -346,4 +366,4 @@ class TargetLanguage:
             float("nan") if a.prediction is None else float(language_of(a.prediction) == wanted)
             for a in answers
         ]
-        return Measure(np.array(rows).reshape(-1, 1), mean, "language identified by py3langid")
+        return Measure(np.array(rows).reshape(-1, 1), mean, "language identified by py3langid", is_share=True)

@@ -45,13 +45,13 @@ def figures(answers: Sequence[Answer], metrics: Sequence[Metric]) -> list[Figure
 
 def _figure(name: str, measure: Measure, answers: Sequence[Answer]) -> Figure:
     kept = ~np.isnan(measure.rows.astype(float)).any(axis=1)
-    value = measure.value(measure.rows)
+    value = measure.value(measure.rows[kept])
     if math.isnan(value):
         return Figure(name, None, 0, _errors(answers), None, note="every answer failed")
     left_out = len(kept) - int(kept.sum())
     as_zero = value * int(kept.sum()) / len(kept) if left_out and measure.value is mean else None
     interval = bootstrap(Measure(measure.rows[kept], measure.value))
-    is_share = measure.value is mean and bool(np.isin(measure.rows[kept], (0, 1)).all())
+    is_share = measure.is_share and bool(np.isin(measure.rows[kept], (0, 1)).all())
     share = wilson(int(measure.rows[kept].sum()), int(kept.sum())) if is_share else None
     return Figure(name, value, int(kept.sum()), _errors(answers), interval, share, as_zero, measure.note)
 
@@ -63,6 +63,13 @@ def _errors(answers: Sequence[Answer]) -> int:
 def headline(of: Sequence[Figure]) -> Figure:
     """The first figure that could be had, or the first."""
     return next((figure for figure in of if figure.value is not None), of[0])
+
+
+def scored(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, Any]:
+    """What results.json says of the answers: the headline first, then all figures, then those of groups."""
+    found = figures(answers, metrics)
+    every = {"figures": [asdict(figure) for figure in found], "groups": by_group(answers, metrics)}
+    return {**asdict(headline(found)), **every}
 
 
 def by_group(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, dict[str, Any]]:

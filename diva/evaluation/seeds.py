@@ -40,14 +40,17 @@ class Runs:
 
 
 def mean_of_seeds(scores: np.ndarray) -> np.ndarray:
-    """[..., S, n] -> [...]: the mean over seeds of each seed's mean; failed answers are left out."""
-    return np.nanmean(scores, axis=-1).mean(axis=-1)
+    """[..., S, n] -> [...]: the mean over seeds of each seed's mean without its failed answers; NaN where a seed has
+    no other."""
+    with np.errstate(invalid="ignore"):
+        each = np.nansum(scores, axis=-1) / (~np.isnan(scores)).sum(axis=-1)
+    return each.mean(axis=-1)
 
 
 def interval(
     shape: tuple[int, ...], value: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> Interval | None:
-    """95% percentile bootstrap that draws seeds and samples; None for fewer than two samples.
+    """95% percentile bootstrap that draws seeds and samples; None for fewer than two samples, or none answered.
 
     `value` is given places in a table of `shape` [S, n], seeds [R, S] and samples [R, n] of R draws, and gives [R].
     Every seed answers the same samples, so a draw of samples is the same for all. Three seeds say little of what a
@@ -61,7 +64,11 @@ def interval(
         value(rng.integers(seeds, size=(_AT_ONCE, seeds)), rng.integers(samples, size=(_AT_ONCE, samples)))
         for _ in range(RESAMPLES // _AT_ONCE)
     ]
-    low, high = np.quantile(np.concatenate(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    found = np.concatenate(drawn)
+    found = found[~np.isnan(found)]  # a draw of nothing but failed answers says nothing
+    if not len(found):
+        return None
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -73,7 +80,7 @@ def _taken(scores: np.ndarray, seeds: np.ndarray, samples: np.ndarray) -> np.nda
 def difference(ours: Runs, theirs: Runs) -> Difference:
     """`ours` minus `theirs` on the same samples: seed k against seed k, or each seed against what has none.
 
-    Raises UserError where the two have no seed in common.
+    A sample that one of the two has failed on counts for neither. Raises UserError where they have no seed in common.
     """
     if theirs.seeds:
         common = [seed for seed in ours.seeds if seed in theirs.seeds]
@@ -82,6 +89,8 @@ def difference(ours: Runs, theirs: Runs) -> Difference:
         left, right = (runs.scores[[runs.seeds.index(seed) for seed in common]] for runs in (ours, theirs))
     else:
         left, right = ours.scores, np.repeat(theirs.scores, len(ours.scores), axis=0)
+    failed = np.isnan(left) | np.isnan(right)
+    left, right = np.where(failed, np.nan, left), np.where(failed, np.nan, right)
 
     def value(seeds: np.ndarray, samples: np.ndarray) -> np.ndarray:
         return mean_of_seeds(_taken(left, seeds, samples)) - mean_of_seeds(_taken(right, seeds, samples))

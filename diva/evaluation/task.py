@@ -16,9 +16,9 @@ class Task:
 
     name: str
     version: int  # goes up with every change that moves numbers
-    corpus: Callable[[], Corpus]  # opened only where the clips are needed
-    split: str
-    reference: str  # column with what counts as right
+    corpus: Callable[[], Corpus] | None  # opened only where the clips are needed; None: there are none
+    split: str | None
+    reference: str | None  # column with what counts as right; None: nothing does, as of votes
     metrics: Sequence[Metric]  # the first that can be had is the headline
     separator: str | None = None  # between alternatives in the reference column
     id: str = "clip_id"  # column
@@ -49,11 +49,14 @@ class Task:
         return Instruction(self.system_prompt, self.question)
 
     def open(self) -> Manifest:
-        """The manifest of the task's split. Raises UserError as its corpus does."""
+        """The manifest of the task's split. Raises UserError as its corpus does, and where there is none."""
+        if self.corpus is None or self.split is None:
+            raise UserError(f"{self.full_name} has no clips to ask about: predictions=FILE references=file")
         return self.corpus().manifest(self.split)
 
     def samples(self, manifest: Manifest) -> list[Sample]:
         """The clips that have a reference, in the corpus's order. Raises UserError for a column that is missing."""
+        assert self.reference is not None
         columns = [manifest.column(name) for name in (self.id, self.reference, self.group or "clip_id")]
         found = []
         for row, (name, reference, group) in enumerate(zip(*columns, strict=True)):
