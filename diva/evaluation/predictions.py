@@ -7,7 +7,8 @@ from pathlib import Path
 
 from diva.errors import UserError
 from diva.evaluation.labels import which_label
-from diva.evaluation.metrics import Metric
+from diva.evaluation.metrics import Metric, Pedants
+from diva.evaluation.pairing import mispairing
 from diva.evaluation.samples import Answer, Sample
 
 _SEPARATOR = "[SEP_DIAL]"
@@ -111,15 +112,18 @@ def match(lines: Sequence[Line], samples: Sequence[Sample], file: Path) -> list[
     return answers
 
 
-def by_themselves(lines: Sequence[Line], labels: Mapping[str, str] | None, file: Path) -> list[Answer]:
+def by_themselves(
+    lines: Sequence[Line], labels: Mapping[str, str] | None, file: Path, judged: bool = True
+) -> list[Answer]:
     """Answers with what the file itself says is right: its references, or what follows from its scores.
 
-    Of two labels, a score of 0 or 1 says which one is right. Raises UserError where nothing tells.
+    Of two labels, a score of 0 or 1 says which one is right. Raises UserError where nothing tells, unless answers
+    are not `judged` right or wrong.
     """
     answers = []
     for line in lines:
         references = line.references or _from_score(line, labels)
-        if not references and line.score is None and line.prediction is not None:
+        if judged and not references and line.score is None and line.prediction is not None:
             raise UserError(
                 f"{file}, line {line.number} says neither what is right nor how it was scored; score it against the"
                 " task's data with references=task"
@@ -140,11 +144,16 @@ def _from_score(line: Line, labels: Mapping[str, str] | None) -> tuple[str, ...]
 
 
 def check_scores(answers: Sequence[Answer], metrics: Sequence[Metric], file: Path) -> None:
-    """Compare recorded scores with those of the first metric that gives one score an answer.
+    """Compare recorded scores with those of the first metric that gives one score an answer, those of PEDANTS with word
+    overlap.
 
     A file whose ids are shuffled or shifted by one agrees with itself but not with the task. Raises UserError.
     """
     scored = [a for a in answers if a.score is not None and a.prediction is not None]
+    if any(isinstance(metric, Pedants) for metric in metrics):
+        problem = mispairing(scored)
+        if problem is not None:
+            raise UserError(f"{file}: {problem}; or it is of another split")
     bare = [Answer(a.id, a.prediction, a.references, transcript=a.transcript) for a in scored]
     checkable = [metric for metric in metrics if metric.name in ("accuracy", "sentence_bleu")]
     if not scored or not checkable:

@@ -1,12 +1,13 @@
 """Files of answers: both formats, and every way in which one belongs to other samples than it says."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 
 from diva.errors import UserError
-from diva.evaluation.metrics import F1, Accuracy, SentenceBleu
+from diva.evaluation.metrics import F1, Accuracy, Pedants, SentenceBleu, TokenF1
 from diva.evaluation.predictions import by_themselves, check_scores, match, read_predictions
 from diva.evaluation.results import figures
 from diva.evaluation.samples import Sample
@@ -151,6 +152,56 @@ def test_translations_of_other_sentences_are_caught(tmp_path):
     file = jsonl(tmp_path / "x.jsonl", rows)
     with pytest.raises(UserError, match="4 of 4"):
         check_scores(match(read_predictions(file), samples, file), [SentenceBleu("de")], file)
+
+
+# ---- scores that cannot be computed again
+
+
+def questions(count: int) -> tuple[list[Sample], list[dict]]:
+    """Samples with two-word answers, and a file that answers half of them, scored as PEDANTS would."""
+    chance = random.Random(0)
+    words = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("ad", "eg", "ib", "om", "ut")]
+    names = [" ".join(chance.sample(words, 2)) for _ in range(count)]
+    samples = [Sample(str(i), i, (name, f"the {name}"), None) for i, name in enumerate(names)]
+    rows = []
+    for i, name in enumerate(names):
+        knows = chance.random() < 0.5
+        said = name if knows else chance.choice(names)
+        score = 1.0 if knows else 0.2 + 0.2 * chance.random()
+        rows.append({"id": str(i), "prediction": f"The answer to that is {said}.", "score": score})
+    return samples, rows
+
+
+def check(tmp_path: Path, samples: list[Sample], rows: list[dict], ids: list[str] | None = None) -> None:
+    given = rows if ids is None else [row | {"id": i} for row, i in zip(rows, ids, strict=True)]
+    file = jsonl(tmp_path / "x.jsonl", given)
+    check_scores(match(read_predictions(file), samples, file), [Pedants(), TokenF1()], file)
+
+
+def test_shuffled_answers_to_questions_are_caught(tmp_path):
+    samples, rows = questions(300)
+    check(tmp_path, samples, rows)
+    ids = random.Random(1).sample([s.id for s in samples], 300)
+    with pytest.raises(UserError, match=r"no better than shuffled ones: its ids are shuffled or shifted"):
+        check(tmp_path, samples, rows, ids)
+
+
+@pytest.mark.parametrize(("step", "where"), [(1, "after"), (-1, "before")])
+def test_answers_to_questions_that_are_off_by_one_are_caught(tmp_path, step, where):
+    samples, rows = questions(60)
+    check(tmp_path, samples, rows)
+    ids = [str((i - step) % 60) for i in range(60)]
+    with pytest.raises(UserError, match=f"the sample {where} each: it is off by one line"):
+        check(tmp_path, samples, rows, ids)
+
+
+def test_nothing_is_said_where_scores_cannot_tell(tmp_path):
+    """Few answers, scores that are all alike, answers without a word of any reference."""
+    samples, rows = questions(300)
+    ids = random.Random(1).sample([s.id for s in samples], 300)
+    check(tmp_path, samples[:15], rows[:15], [s.id for s in samples[14::-1]])
+    check(tmp_path, samples, [row | {"score": 0.3} for row in rows], ids)
+    check(tmp_path, samples, [row | {"prediction": "hm"} for row in rows], ids)
 
 
 @pytest.mark.parametrize(
