@@ -6,9 +6,7 @@ answer beside the system.
 """
 
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,10 @@ from diva.data.manifest import Skip, count_by_reason
 from diva.errors import UserError
 from diva.evaluation.predictions import by_themselves, check_scores, match, read_predictions
 from diva.evaluation.report import write_report
-from diva.evaluation.results import by_group, digest, figures, headline, write_results
+from diva.evaluation.results import digest, scored, write_results
 from diva.evaluation.runner import SAMPLES, Runner, write_answers
 from diva.evaluation.samples import Answer, Sample
-from diva.evaluation.systems import System, beside
+from diva.evaluation.systems import BESIDE, System, beside
 from diva.evaluation.tables import Result, table
 from diva.evaluation.task import Task, data_hash
 from diva.records import environment
@@ -103,29 +101,43 @@ def plain_config(config: DictConfig) -> dict[str, Any]:
 
 
 def _ask(config: DictConfig, plain: dict[str, Any], task: Task, choice: str) -> list[Path]:
+    others = _others(config, task, choice)
     manifest = task.open()
     samples = task.samples(manifest)
     system: System = make(config.system)
+    # All of them before anyone is asked: what cannot be built must not cost an evaluation first.
+    answering = {choice: system} | {name: beside(system, name, config.whisper) for name in others}
+    folders = []
+    for name, of in answering.items():
+        called = config.name if name == choice else f"{name} of {config.name}"
+        folder = _folder(config, task, name, [of.identity, data_hash(samples), _asked(plain["task"])])
+        labels = None if task.labels is None else list(task.labels)
+        runner = Runner(of, task.instruction, task.max_new_tokens, labels, folder, config.batch_size, called)
+        answers = runner.run(manifest, samples, config.retry_failed)
+        reader = getattr(of, "reader", None)
+        origin = {
+            "role": _ROLES.get(name, "system"),
+            "system": called,
+            "identity": of.identity,
+            # Whose ceiling and cascade belong together: those with the same LLM under the same prompt.
+            "reader": None if reader is None else reader.identity,
+            "seconds": round(sum(answer.seconds or 0.0 for answer in answers), 1),
+        }
+        _write(folder, plain, task, answers, data_hash(samples), manifest.skipped, origin)
+        folders.append(folder)
+    return folders
+
+
+def _others(config: DictConfig, task: Task, choice: str) -> list[str]:
+    """Who answers beside the system. Raises UserError for a name that is unknown."""
+    unknown = [name for name in config.beside if name not in BESIDE]
+    if unknown:
+        raise UserError(f"beside={', '.join(unknown)} is unknown; there are {' and '.join(BESIDE)}")
     others = [name for name in config.beside if name != choice]
     if not task.transcript and "teacher" in others:
         Console(stderr=True).print(f"no ceiling: the data of {task.full_name} have no transcripts")
         others.remove("teacher")
-    folders = []
-    for name in (choice, *others):
-        answering = system if name == choice else beside(system, name, config.whisper)
-        called = config.name if name == choice else f"{name} of {config.name}"
-        started = time.time()
-        folder = _folder(config, task, name, [answering.identity, data_hash(samples), _asked(plain["task"])])
-        labels = None if task.labels is None else list(task.labels)
-        runner = Runner(
-            answering, task.instruction, task.max_new_tokens, labels, folder, config.batch_size, called
-        )
-        answers = runner.run(manifest, samples, config.retry_failed)
-        identity = {"role": _ROLES.get(name, "system"), "system": called, "identity": answering.identity}
-        identity["seconds"] = round(time.time() - started, 1)
-        _write(folder, plain, task, answers, data_hash(samples), manifest.skipped, identity)
-        folders.append(folder)
-    return folders
+    return others
 
 
 def _score_file(config: DictConfig, plain: dict[str, Any], task: Task) -> Path:
@@ -141,13 +153,13 @@ def _score_file(config: DictConfig, plain: dict[str, Any], task: Task) -> Path:
         check_scores(answers, task.metrics, file)
         asked = data_hash(samples)
     else:
-        answers = by_themselves(lines, task.labels, file)
+        answers = by_themselves(lines, task.labels, file, judged=task.reference is not None)
         asked = data_hash([Sample(a.id, row, a.references, None) for row, a in enumerate(answers)])
     called = file.stem if config.name == "predictions" else config.name
     folder = _folder(config, task, called, [asked, _asked(plain["task"]), file.read_text(encoding="utf-8")])
     write_answers(folder / SAMPLES, answers)
-    identity = {"role": "system", "system": called, "identity": {"predictions": str(file)}}
-    _write(folder, plain, task, answers, asked, skipped, identity | {"references": config.references})
+    origin = {"role": "system", "system": called, "identity": {"predictions": str(file)}}
+    _write(folder, plain, task, answers, asked, skipped, origin | {"references": config.references})
     return folder
 
 
@@ -168,21 +180,18 @@ def _write(
     answers: Sequence[Answer],
     asked: str,
     skipped: Sequence[Skip],
-    identity: dict[str, Any],
+    origin: dict[str, Any],
 ) -> None:
     """results.json: the headline first, then all figures, then what they rest on."""
-    found = figures(answers, task.metrics)
     write_results(
         folder,
         {
             "task": task.full_name,
             "version": task.version,
-            **asdict(headline(found)),
-            "figures": [asdict(figure) for figure in found],
-            "groups": by_group(answers, task.metrics),
+            **scored(answers, task.metrics),
             # Clips that the corpus itself had to leave out, and so nobody was asked about.
             "skipped": count_by_reason(skipped),
-            **identity,
+            **origin,
             "task_hash": _asked(plain["task"]),
             "data_hash": asked,
             "config": plain,

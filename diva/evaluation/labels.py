@@ -9,6 +9,10 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 from diva.errors import UserError
 
 
+class NoLabel(RuntimeError):
+    """An answer that is none of the labels: the system works, and this sample of it has failed."""
+
+
 def label_tokens(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> dict[int, str]:
     """First token id of each label -> the label.
 

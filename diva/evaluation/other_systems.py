@@ -14,9 +14,9 @@ from transformers.utils import is_mistral_common_available
 
 from diva.audio import SAMPLE_RATE
 from diva.errors import UserError
-from diva.evaluation.labels import which_label
+from diva.evaluation.labels import NoLabel, which_label
 from diva.evaluation.samples import Instruction, Sample
-from diva.evaluation.systems import Labels, chat, greedy
+from diva.evaluation.systems import Identity, Labels, chat, greedy
 from diva.pretrained import resolve
 
 
@@ -24,8 +24,9 @@ class _OneByOne(ABC):
     """A model that hears and reads, one part of a user's turn at a time."""
 
     hears = True
+    batches = False
     whisper = None
-    identity: dict[str, str]
+    identity: Identity
 
     @property
     def reader(self) -> Self:
@@ -114,6 +115,7 @@ class OpenAIEndpoint(_OneByOne):
             raise UserError(f"system=openai needs a key: set {key_variable}")
         # A server of one's own asks for no key, the client for any.
         self.client = OpenAI(base_url=base_url, api_key=key or "none", timeout=timeout_seconds)
+        self.model = model
         self.identity = {"model": model, "base_url": base_url}
 
     def _spoken(self, sample: Sample) -> dict[str, Any]:
@@ -123,7 +125,7 @@ class OpenAIEndpoint(_OneByOne):
         self, part: Mapping[str, Any], instruction: Instruction, max_new_tokens: int, labels: Labels
     ) -> str:
         reply = self.client.chat.completions.create(
-            model=self.identity["model"],
+            model=self.model,
             messages=chat(instruction, part),  # type: ignore[arg-type]
             max_tokens=max_new_tokens,
             temperature=0.0,
@@ -133,7 +135,7 @@ class OpenAIEndpoint(_OneByOne):
             return text
         label = which_label(text, labels)
         if label is None:
-            raise RuntimeError(f"no label in the answer {text!r}")
+            raise NoLabel(f"no label in the answer {text!r}")
         return label
 
 

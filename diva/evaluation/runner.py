@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,13 +21,14 @@ from rich.text import Text
 
 from diva.data.manifest import Manifest
 from diva.errors import AudioFault, UserError
+from diva.evaluation.labels import NoLabel
 from diva.evaluation.samples import Answer, Instruction, Sample
 from diva.evaluation.systems import System
 
 SAMPLES = "samples.jsonl"
 # So many clips are decoded at a time, so that batches can be of like length.
 _BATCHES_AT_ONCE = 16
-# Of failures one after the other: then it is the system that fails, not its samples.
+# The system's own failures one after the other: then it is at fault, not its samples.
 _FAILURES_IN_A_ROW = 20
 
 
@@ -48,15 +50,16 @@ class Runner:
         self.max_new_tokens = max_new_tokens
         self.labels = labels
         self.file = folder / SAMPLES
-        self.batch_size = batch_size
+        # One that answers one by one is asked so: else a single failure would have its whole batch asked again.
+        self.batch_size = batch_size if system.batches else 1
         self.title = title
-        self._failed_in_a_row = 0
+        self._failures: list[str] = []  # of the system, since it last answered
 
     def run(self, manifest: Manifest, samples: Sequence[Sample], retry_failed: bool = False) -> list[Answer]:
         """An answer for every sample, in their order; those in samples.jsonl are not asked for again.
 
         A sample that fails is an Answer with its error. Raises UserError for what the user can mend, and where
-        so many fail in a row that the system must be at fault.
+        the system fails so often in a row that it must be at fault.
         """
         self.file.parent.mkdir(parents=True, exist_ok=True)
         known = {a.id: a for a in read_answers(self.file) if not (retry_failed and a.error)}
@@ -69,12 +72,12 @@ class Runner:
             Progress(*columns, console=Console(stderr=True)) as bar,
         ):
             shown = bar.add_task(self.title, total=len(samples), completed=len(samples) - len(rest))
-            for answers in self._answers(manifest, rest):
+            for answers in _timed(self._answers(manifest, rest)):
                 known |= {answer.id: answer for answer in answers}
                 file.writelines(map(_line, answers))
                 file.flush()
                 bar.advance(shown, len(answers))
-                self._check(answers)
+                self._check()
         return [known[sample.id] for sample in samples]
 
     def _answers(self, manifest: Manifest, samples: Sequence[Sample]) -> Iterator[list[Answer]]:
@@ -99,26 +102,27 @@ class Runner:
         """The batch's answers; where it fails, each sample's own."""
         try:
             said = self.system.answer(samples, self.instruction, self.max_new_tokens, self.labels)
-        except AudioFault as fault:
-            if len(samples) == 1:
-                return [_answer(samples[0], None, str(fault))]
+        except (AudioFault, NoLabel) as fault:  # the clip's or the answer's, and none of the system's
+            error = str(fault)
         except UserError:
             raise
-        except Exception as error:  # whatever a model, a server or a clip can do wrong: told in the results
+        except Exception as failure:  # whatever a model or a server can do wrong: told in the results
+            error = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
             if len(samples) == 1:
-                return [_answer(samples[0], None, f"{type(error).__name__}: {' '.join(str(error).split())}")]
+                self._failures.append(error)
         else:
+            self._failures.clear()
             return [_answer(sample, text) for sample, text in zip(samples, said, strict=True)]
+        if len(samples) == 1:
+            return [_answer(samples[0], None, error)]
         return [answer for sample in samples for answer in self._batch([sample])]
 
-    def _check(self, answers: Sequence[Answer]) -> None:
-        for answer in answers:
-            self._failed_in_a_row = self._failed_in_a_row + 1 if answer.error else 0
-            if self._failed_in_a_row == _FAILURES_IN_A_ROW:
-                raise UserError(
-                    f"{_FAILURES_IN_A_ROW} samples in a row have failed, the last with: {answer.error}; mend that,"
-                    " and run the same command with retry_failed=true"
-                )
+    def _check(self) -> None:
+        if len(self._failures) >= _FAILURES_IN_A_ROW:
+            raise UserError(
+                f"the system has failed {len(self._failures)} times in a row, the last with: {self._failures[-1]};"
+                " mend that, and run the same command with retry_failed=true"
+            )
 
 
 class _Rate(ProgressColumn):
@@ -126,6 +130,16 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+
+def _timed(batches: Iterator[list[Answer]]) -> Iterator[list[Answer]]:
+    """The same answers with their seconds: results add them up, over however many sessions."""
+    began = time.perf_counter()
+    for answers in batches:
+        ended = time.perf_counter()
+        share = round((ended - began) / len(answers), 4)
+        yield [dataclasses.replace(answer, seconds=share) for answer in answers]
+        began = time.perf_counter()
 
 
 def _answer(sample: Sample, prediction: str | None, error: str | None = None) -> Answer:

@@ -1,6 +1,6 @@
 """What a task asks, and what a system answered."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -36,3 +36,4 @@ class Answer:
     transcript: str | None = None
     group: str | None = None
     score: float | None = None  # as recorded beside a prediction that someone else made
+    seconds: float | None = field(default=None, compare=False)  # its share of the time that its batch took

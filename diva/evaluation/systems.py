@@ -31,16 +31,23 @@ from diva.pretrained import resolve
 from diva.prompts import Message, chat_pieces, encode, released_user_turn
 
 Labels = Sequence[str] | None
+Identity = dict[str, str | None]
+# Who can answer beside a system, with its LLM.
+BESIDE = ("teacher", "cascade")
 
 
 class System(Protocol):
-    """Answers clips. `hears` says whether it needs their waveforms, `identity` what it is made of."""
+    """Answers clips. `hears` says whether it needs their waveforms, `batches` whether it answers several in one go,
+    `identity` what it is made of."""
 
     @property
     def hears(self) -> bool: ...
 
     @property
-    def identity(self) -> dict[str, str]: ...
+    def batches(self) -> bool: ...
+
+    @property
+    def identity(self) -> Identity: ...
 
     def answer(
         self, samples: Sequence[Sample], instruction: Instruction, max_new_tokens: int, labels: Labels = None
@@ -56,7 +63,10 @@ class Reader(Protocol):
     """Answers texts: the LLM of a system."""
 
     @property
-    def identity(self) -> dict[str, str]: ...
+    def batches(self) -> bool: ...
+
+    @property
+    def identity(self) -> Identity: ...
 
     @property
     def whisper(self) -> str | None:
@@ -99,21 +109,28 @@ def greedy(
 class TextLLM:
     """A text LLM that reads transcripts, in the prompt under which it teaches a DiVA."""
 
+    batches = True
+
     def __init__(
         self,
         llm: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        identity: dict[str, str],
+        name: str,
         system_prompt: str | None = None,
         prompt_layout: str = "template",
         whisper: str | None = None,
     ):
         self.llm = llm
         self.tokenizer = tokenizer
-        self.identity = identity
+        self.name = name
         self.system_prompt = system_prompt
         self.prompt_layout = prompt_layout
         self.whisper = whisper
+
+    @property
+    def identity(self) -> Identity:
+        told = {"system_prompt": self.system_prompt, "prompt_layout": self.prompt_layout}
+        return {"llm": self.name, "dtype": str(self.llm.dtype), **told}
 
     @classmethod
     def load(cls, model: str | None, llm: str | None, dtype: str | None = None) -> "TextLLM":
@@ -130,11 +147,10 @@ class TextLLM:
             folder, dtype=dtype or ("auto" if cuda else "float32"), device_map="cuda" if cuda else None
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        identity = {"llm": name, "dtype": str(loaded.dtype)}
         if config is None:
-            return cls(loaded.eval(), tokenizer, identity)
+            return cls(loaded.eval(), tokenizer, name)
         layout, whisper = config.llm.prompt_layout, config.encoder.name
-        return cls(loaded.eval(), tokenizer, identity, config.llm.system_prompt, layout, whisper)
+        return cls(loaded.eval(), tokenizer, name, config.llm.system_prompt, layout, whisper)
 
     def read(
         self, texts: Sequence[str], instruction: Instruction, max_new_tokens: int, labels: Labels = None
@@ -162,13 +178,14 @@ class Diva:
     """A run, an export or a hub id."""
 
     hears = True
+    batches = True
 
     def __init__(self, model: str, dtype: str | None = None):
         self.model = load_model(model, dtype)
         folder = export_folder(model)
         with open(folder / WEIGHTS, "rb") as file:
             digest = file_digest(file, "sha256").hexdigest()[:12]
-        self.identity = {"model": model, "weights": digest, "dtype": str(self.model.llm.dtype)}
+        self.identity: Identity = {"model": model, "weights": digest, **self.reader.identity}
 
     @property
     def reader(self) -> TextLLM:
@@ -177,7 +194,7 @@ class Diva:
         return TextLLM(
             self.model.llm,
             self.model.processor.tokenizer,
-            {"llm": config.llm.name, "dtype": str(self.model.llm.dtype)},
+            config.llm.name,
             config.llm.system_prompt,
             config.llm.prompt_layout,
             config.encoder.name,
@@ -205,7 +222,11 @@ class Teacher:
     hears = False
 
     @property
-    def identity(self) -> dict[str, str]:
+    def batches(self) -> bool:
+        return self.reader.batches
+
+    @property
+    def identity(self) -> Identity:
         return {"reads": "transcript", **self.reader.identity}
 
     def answer(
@@ -225,10 +246,14 @@ class Cascade:
     def __init__(self, reader: Reader, whisper: str | None = None):
         name = whisper or reader.whisper
         if name is None:
-            raise UserError("the cascade needs a speech recogniser: system.whisper=openai/whisper-large-v3")
+            raise UserError(
+                "the cascade needs a speech recogniser: whisper=openai/whisper-large-v3 for one beside the system,"
+                " system.whisper=openai/whisper-large-v3 for system=cascade"
+            )
         folder = resolve(name)
         self.reader = reader
-        self.identity = {"whisper": name, **reader.identity}
+        self.batches = reader.batches
+        self.identity: Identity = {"whisper": name, **reader.identity}
         self.features = WhisperFeatureExtractor.from_pretrained(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         whisper_model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
@@ -266,11 +291,8 @@ def cascade(
 
 def beside(system: System, name: str, whisper: str | None) -> System:
     """The ceiling ("teacher") or the rival ("cascade") with the LLM of a system that is loaded."""
+    assert name in BESIDE
     reader = getattr(system, "reader", None)
     if reader is None:
         raise UserError(f"beside={name}: this system has no LLM of its own that could read; give beside=[]")
-    if name == "teacher":
-        return Teacher(reader)
-    if name == "cascade":
-        return Cascade(reader, whisper)
-    raise UserError(f"beside={name} is unknown; there are teacher and cascade")
+    return Teacher(reader) if name == "teacher" else Cascade(reader, whisper)

@@ -9,6 +9,8 @@ import pytest
 
 from diva.data.manifest import Manifest
 from diva.errors import AudioFault, UserError
+from diva.evaluation import runner as runner_module
+from diva.evaluation.labels import NoLabel
 from diva.evaluation.runner import SAMPLES, Runner, read_answers
 from diva.evaluation.samples import Instruction, Sample
 
@@ -30,16 +32,17 @@ class System:
     """Says how long a clip is; fails as `fails` says, and is killed before batch number `dies`."""
 
     hears = True
+    batches = True
     identity: ClassVar[dict] = {}
 
     def __init__(self, fails=(), dies=None, error=RuntimeError):
         self.fails, self.dies, self.error = {*fails}, dies, error
-        self.batches: list[list[str]] = []
+        self.batches_seen: list[list[str]] = []
 
     def answer(self, samples, instruction, max_new_tokens, labels=None):
-        if len(self.batches) == self.dies:
+        if len(self.batches_seen) == self.dies:
             raise KeyboardInterrupt
-        self.batches.append([sample.id for sample in samples])
+        self.batches_seen.append([sample.id for sample in samples])
         if self.fails & {sample.id for sample in samples}:
             raise self.error("out of memory")
         return [f"{len(sample.waveform)} samples" for sample in samples]
@@ -66,7 +69,7 @@ def test_batches_are_of_like_length(tmp_path):
     system = System()
     shuffled = [ITEMS[i] for i in (9, 0, 8, 1, 7, 2, 6, 4, 5)]
     runner(system, tmp_path, batch_size=3).run(MANIFEST, shuffled)
-    assert system.batches == [["0", "1", "2"], ["4", "5", "6"], ["7", "8", "9"]]
+    assert system.batches_seen == [["0", "1", "2"], ["4", "5", "6"], ["7", "8", "9"]]
 
 
 def test_a_killed_evaluation_continues_to_the_same_end(tmp_path):
@@ -80,7 +83,7 @@ def test_a_killed_evaluation_continues_to_the_same_end(tmp_path):
         torn.write('{"id": "7", "predic')
     second = System()
     assert runner(second, tmp_path / "cut").run(MANIFEST, ITEMS) == whole
-    assert not done & {name for batch in second.batches for name in batch}
+    assert not done & {name for batch in second.batches_seen for name in batch}
     assert len(file.read_text().splitlines()) == 10
 
 
@@ -88,7 +91,7 @@ def test_failures_are_asked_again_only_on_request(tmp_path):
     runner(System(fails=["5"]), tmp_path).run(MANIFEST, ITEMS)
     idle = System()
     assert runner(idle, tmp_path).run(MANIFEST, ITEMS)[5].error
-    assert idle.batches == []
+    assert idle.batches_seen == []
     again = runner(System(), tmp_path).run(MANIFEST, ITEMS, retry_failed=True)
     assert again[5].prediction == "6 samples"
     assert again[3].error
@@ -98,8 +101,41 @@ def test_failures_are_asked_again_only_on_request(tmp_path):
 def test_a_system_that_always_fails_stops_the_evaluation(tmp_path):
     many = [Sample(str(i), 0, ("x",), None) for i in range(50)]
     system = System(fails=[s.id for s in many])
-    with pytest.raises(UserError, match=r"20 samples in a row have failed.*out of memory"):
+    with pytest.raises(UserError, match=r"failed 20 times in a row.*out of memory"):
         runner(system, tmp_path).run(MANIFEST, many)
+
+
+def test_clips_and_labels_at_fault_do_not_stop_it(tmp_path):
+    """Thirty damaged clips, then thirty answers without a label: the system has not failed once."""
+    damaged = [Sample(f"d{i}", 3, ("x",), None) for i in range(30)]
+    unlabelled = [Sample(f"u{i}", 0, ("x",), None) for i in range(30)]
+    system = System(fails=[s.id for s in unlabelled], error=NoLabel)
+    answers = runner(system, tmp_path).run(MANIFEST, [*damaged, *unlabelled])
+    assert [a.error for a in answers] == ["damaged audio: clip 3"] * 30 + ["out of memory"] * 30
+    # Nor do they hide it: those of the system itself still count.
+    broken = System(fails=[s.id for s in unlabelled])
+    with pytest.raises(UserError, match="failed 20 times in a row"):
+        runner(broken, tmp_path / "broken").run(MANIFEST, [*damaged, *unlabelled])
+
+
+def test_a_system_that_answers_one_by_one_is_not_asked_twice(tmp_path):
+    system = System(fails=["5"])
+    system.batches = False
+    runner(system, tmp_path).run(MANIFEST, ITEMS)
+    assert sorted(name for batch in system.batches_seen for name in batch) == [
+        s.id for s in ITEMS if s.row != 3
+    ]
+
+
+def test_seconds_are_those_of_all_sessions(tmp_path, monkeypatch):
+    """A batch takes 8 s by this clock, and a sample its share of that, whichever session it is answered in."""
+    clock = iter(range(0, 10_000, 8))
+    monkeypatch.setattr(runner_module.time, "perf_counter", lambda: next(clock))
+    with pytest.raises(KeyboardInterrupt):
+        runner(System(dies=1), tmp_path).run(MANIFEST, ITEMS)
+    answers = runner(System(), tmp_path).run(MANIFEST, ITEMS)
+    assert sum(a.seconds for a in answers) == 8 * 4  # the damaged clip and three batches
+    assert {a.seconds for a in read_answers(tmp_path / SAMPLES)} == {8.0, 2.0}
 
 
 def test_failures_between_answers_do_not_stop_it(tmp_path):

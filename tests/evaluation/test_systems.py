@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from diva.errors import UserError
-from diva.evaluation.labels import OnlyTokens, label_tokens, which_label
+from diva.evaluation.labels import NoLabel, OnlyTokens, label_tokens, which_label
 from diva.evaluation.other_systems import OpenAIEndpoint, TransformersAudio
 from diva.evaluation.samples import Instruction, Sample
 from diva.evaluation.systems import Cascade, Diva, Teacher, TextLLM, beside, teacher
@@ -75,6 +75,17 @@ def test_a_teacher_by_itself_is_the_one_beside_the_diva(diva, export, tiny_llm):
             TextLLM.load(**{"model": None, "llm": None} | wrong)
 
 
+def test_another_prompt_is_another_ceiling_and_another_cascade(diva, tiny_llm):
+    """Answers are kept in a folder named after the identity: those under another prompt must not be found there."""
+    plain, told = (
+        TextLLM(diva.model.llm, diva.model.processor.tokenizer, "x", p) for p in (None, "Be brief.")
+    )
+    released = TextLLM(diva.model.llm, diva.model.processor.tokenizer, "x", None, "released")
+    for rival in (Teacher, lambda reader: Cascade(reader, diva.reader.whisper)):
+        assert len({str(rival(reader).identity) for reader in (plain, told, released)}) == 3
+    assert diva.identity.items() >= diva.reader.identity.items()
+
+
 def test_no_ceiling_without_transcripts(diva):
     with pytest.raises(UserError, match="no transcripts"):
         Teacher(diva.reader).answer([Sample("a", 0, ("x",), None)], PLAIN, 8)
@@ -85,7 +96,9 @@ def test_the_cascade_reads_what_whisper_writes(diva, tiny_llm):
     heard = cascade.transcribe(SAMPLES)
     as_read = [Sample(s.id, s.row, s.references, text) for s, text in zip(SAMPLES, heard, strict=True)]
     assert cascade.answer(SAMPLES, PLAIN, 8) == Teacher(diva.reader).answer(as_read, PLAIN, 8)
-    with pytest.raises(UserError, match=r"system\.whisper"):
+    with pytest.raises(
+        UserError, match=r"whisper=openai/whisper-large-v3 for one beside .* system\.whisper="
+    ):
         Cascade(TextLLM.load(None, str(tiny_llm)))
 
 
@@ -201,7 +214,7 @@ def test_any_openai_endpoint(server):
     told = Instruction("Be brief.", "Is it a joke?")
     assert system.answer(SAMPLES[:1], told, 7) == ["Yes, it is."]
     assert system.answer(SAMPLES[:1], told, 7, ["Yes", "No"]) == ["Yes"]
-    with pytest.raises(RuntimeError, match="no label"):
+    with pytest.raises(NoLabel, match="no label"):
         system.answer(SAMPLES[:1], told, 7, ["Joy", "Anger"])
     first = asked[0]
     assert (first["model"], first["max_tokens"], first["temperature"]) == ("m", 7, 0.0)
