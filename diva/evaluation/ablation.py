@@ -16,11 +16,11 @@ from diva.evaluation.intervals import Interval
 from diva.evaluation.pictures import Bar, Panel
 from diva.evaluation.results import RESULTS
 from diva.evaluation.seeds import Runs, difference
-from diva.evaluation.tables import Result, Table, brackets, check_comparable, measure
+from diva.evaluation.tables import ROWS, Result, Table, brackets, check_comparable
 from diva.markdown import spread
 
 TRAINING = "train_summary.json"
-_BESIDE = {"teacher": "text LLM, true transcript (ceiling)", "cascade": "Whisper, then the LLM (cascade)"}
+_BESIDE = {"teacher": ROWS["ceiling"], "cascade": ROWS["cascade"]}
 # Keys of a run's summary.json -> what the table calls them.
 _TRAINING = {
     "val/first_token_agreement": "first-token agreement",
@@ -92,7 +92,7 @@ class Ablation:
                 raise UserError(f"{folder / name} is of {'/'.join(asked)}, not of {self.task}/{self.metric}")
             if result.answers.keys() != first.answers.keys():
                 raise UserError(f"{folder / name} has other samples than the folders beside it")
-            scored = measure(result, list(result.answers))
+            scored = result.measure(self.metric, list(result.answers))
             if abs(scored.value(scored.rows) - result.values["value"]) > 1e-6:
                 raise UserError(f"{folder / name}: its samples do not give the figure of its {RESULTS}")
         check_comparable(list(results.values()))
@@ -219,7 +219,7 @@ def _beside(results: Mapping[str, Result], ids: Sequence[str]) -> dict[str, Runs
 
 def _scores(result: Result, ids: Sequence[str]) -> np.ndarray:
     """[n]. Raises UserError for a metric that does not give each answer a score."""
-    rows = measure(result, ids).rows
+    rows = result.measure(result.values["metric"], ids).rows
     if rows.shape[1] != 1:
         raise UserError(f"{result.values['metric']} is no mean over answers, which seeds are put together by")
     return rows[:, 0]

@@ -15,13 +15,14 @@ _SIDES = {"authors": "authors", "ours": "ours", "given": "by definition"}
 
 
 @dataclass(frozen=True)
-class Figure:
+class Cell:
     """One number of one system."""
 
     value: float
     interval: Interval | None = None  # 95%
     n: int | None = None  # None: not known
     errors: int = 0
+    left_out: int = 0  # clips that the corpus could give nobody, and so are not in n
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Column:
     metric: str
     mean_of: Sequence[str] = ()  # tasks; a figure of `task` itself goes before their mean
 
-    def of(self, figures: Mapping[tuple[str, str], Figure]) -> Figure | None:
+    def of(self, figures: Mapping[tuple[str, str], Cell]) -> Cell | None:
         """The column's figure among those of a system, by (task, metric); None where a part is missing."""
         own = figures.get((self.task, self.metric))
         if own is not None or not self.mean_of:
@@ -44,11 +45,12 @@ class Column:
             return None
         counts = [part.n for part in found if part.n is not None]
         # The tasks may put the same questions: their intervals cannot be put together.
-        return Figure(
+        return Cell(
             sum(part.value for part in found) / len(found),
             None,
             sum(counts) if len(counts) == len(found) else None,
             sum(part.errors for part in found),
+            sum(part.left_out for part in found),
         )
 
 
@@ -66,7 +68,7 @@ class Row:
 
     label: str
     side: str  # authors, ours or given
-    figures: Mapping[tuple[str, str], Figure] = field(default_factory=dict)  # by (task, metric)
+    figures: Mapping[tuple[str, str], Cell] = field(default_factory=dict)  # by (task, metric)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Authors:
     """An authors.json."""
 
     labels: Mapping[str, str]  # of systems
-    figures: Mapping[str, Mapping[tuple[str, str], Figure]]  # system -> (task, metric) -> figure
+    figures: Mapping[str, Mapping[tuple[str, str], Cell]]  # system -> (task, metric) -> figure
     note: str  # where they come from
 
     @classmethod
@@ -82,7 +84,7 @@ class Authors:
         """Raises UserError for a file that cannot be read, and for two figures of the same thing."""
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-            figures: dict[str, dict[tuple[str, str], Figure]] = {name: {} for name in values["systems"]}
+            figures: dict[str, dict[tuple[str, str], Cell]] = {name: {} for name in values["systems"]}
             for record in values["figures"]:
                 of, key = figures[record["system"]], (record["task"], record["metric"])
                 if key in of:
@@ -104,19 +106,19 @@ class Authors:
         return [Row(self.labels[name], "authors", self.figures[name]) for name in systems]
 
 
-def _figure(record: Mapping[str, Any]) -> Figure:
+def _figure(record: Mapping[str, Any]) -> Cell:
     """A record holds a value and perhaps its interval, or how many of n were right."""
     errors = record.get("errors", 0)
     if "right" in record:
         right, n = record["right"], record["n"]
-        return Figure(right / n, wilson(right, n), n, errors)
+        return Cell(right / n, wilson(right, n), n, errors)
     interval = record.get("interval")
-    return Figure(record["value"], tuple(interval) if interval else None, record.get("n"), errors)
+    return Cell(record["value"], tuple(interval) if interval else None, record.get("n"), errors)
 
 
 def our_rows(results: Iterable[Result]) -> list[Row]:
     """A row a system over all its tasks. Raises UserError where a system has two results of one task."""
-    rows: dict[str, dict[tuple[str, str], Figure]] = {}
+    rows: dict[str, dict[tuple[str, str], Cell]] = {}
     for result in results:
         values = result.values
         of = rows.setdefault(values["system"], {})
@@ -125,11 +127,16 @@ def our_rows(results: Iterable[Result]) -> list[Row]:
                 f"there are two results of {values['system']} on {values['task']}: remove one, or evaluate it"
                 " under another name="
             )
+        missing = sum((values.get("skipped") or {}).values())
         for found in values["figures"]:
             if found["value"] is not None:
                 interval = found["wilson"] or found["interval"]
-                of[values["task"], found["metric"]] = Figure(
-                    found["value"], tuple(interval) if interval else None, found["n"], found["errors"]
+                of[values["task"], found["metric"]] = Cell(
+                    found["value"],
+                    tuple(interval) if interval else None,
+                    found["n"],
+                    found["errors"],
+                    missing,
                 )
     return [Row(name, "ours", figures) for name, figures in sorted(rows.items())]
 
@@ -139,7 +146,7 @@ def constant_rows(constants: Mapping[str, Mapping[str, float]]) -> list[Row]:
     rows = []
     for label, values in constants.items():
         pairs = [(key.partition("/"), value) for key, value in values.items()]
-        rows.append(Row(label, "given", {(task, metric): Figure(v) for (task, _, metric), v in pairs}))
+        rows.append(Row(label, "given", {(task, metric): Cell(v) for (task, _, metric), v in pairs}))
     return rows
 
 
@@ -168,7 +175,7 @@ def _usual_n(column: Column, rows: Sequence[Row]) -> int | None:
     return max(counts, key=counts.count) if counts else None
 
 
-def _cell(figure: Figure | None, metric: str, usual_n: int | None) -> str:
+def _cell(figure: Cell | None, metric: str, usual_n: int | None) -> str:
     if figure is None:
         return ""
     text = shown(figure.value, metric)
@@ -176,7 +183,8 @@ def _cell(figure: Figure | None, metric: str, usual_n: int | None) -> str:
         text += f" [{', '.join(shown(end, metric) for end in figure.interval)}]"
     if figure.n is not None and figure.n != usual_n:
         text += f", n {figure.n:,}"
-    return text + (f", {figure.errors} failed" if figure.errors else "")
+    text += f", {figure.errors} failed" if figure.errors else ""
+    return text + (f", {figure.left_out} left out" if figure.left_out else "")
 
 
 def shown(value: float, metric: str) -> str:

@@ -19,8 +19,7 @@ from diva.errors import AudioFault
 from diva.evaluation.metrics import Metric, Unavailable, mean
 from diva.evaluation.pictures import Bar, Panel, draw
 from diva.evaluation.report_template import TEMPLATE
-from diva.evaluation.samples import Answer
-from diva.evaluation.tables import Result, groups_table, notes, systems_table
+from diva.evaluation.tables import Result, common_metric, groups_table, notes, systems_table
 from diva.evaluation.task import Task
 
 REPORT = "report.html"
@@ -67,10 +66,7 @@ def _clips(task: Task) -> dict[str, Callable[[], np.ndarray]]:
 
 def page(results: Sequence[Result], task: Task, listen: Mapping[str, Callable[[], np.ndarray]]) -> str:
     """The page's text; `listen` opens a sample's clip, [S] at 16 kHz, or raises AudioFault."""
-    metric, verdicts = "", []
-    for result in results:
-        metric, of = _verdicts(list(result.answers.values()), task.metrics)
-        verdicts.append(of)
+    metric, verdicts = _verdicts(results, task.metrics)
     ids = _spread(list(results[0].answers), SAMPLES_SHOWN)
     shown = [_shown(i, results, verdicts, listen) for i in ids]
     groups = groups_table(results)
@@ -83,6 +79,7 @@ def page(results: Sequence[Result], task: Task, listen: Mapping[str, Callable[[]
         picture=base64.b64encode(draw(_panels(results))).decode(),
         samples=shown,
         total=len(results[0].answers),
+        drawn=common_metric(results),
         metric=metric,
     )
 
@@ -93,17 +90,20 @@ def _spread(ids: Sequence[str], count: int) -> list[str]:
     return [ids[place] for place in places]
 
 
-def _verdicts(answers: Sequence[Answer], metrics: Sequence[Metric]) -> tuple[str, dict[str, str]]:
-    """The first metric that scores each answer by itself, and what it says of each."""
+def _verdicts(results: Sequence[Result], metrics: Sequence[Metric]) -> tuple[str, list[dict[str, str]]]:
+    """The first metric that scores each answer of every system by itself, and what it says of each, by system."""
+    every = [list(result.answers.values()) for result in results]
     for metric in metrics:
         try:
-            measure = metric.measure(answers)
+            measures = [metric.measure(answers) for answers in every]
         except Unavailable:
             continue
-        if measure.value is mean:
-            scores = measure.rows[:, 0]
-            return metric.name, {a.id: _verdict(score) for a, score in zip(answers, scores, strict=True)}
-    return "", {a.id: "" if a.error is None else "failed" for a in answers}
+        if all(measure.value is mean for measure in measures):
+            return metric.name, [
+                {a.id: _verdict(score) for a, score in zip(answers, measure.rows[:, 0], strict=True)}
+                for answers, measure in zip(every, measures, strict=True)
+            ]
+    return "", [{a.id: "" if a.error is None else "failed" for a in answers} for answers in every]
 
 
 def _verdict(score: float) -> str:
@@ -142,12 +142,12 @@ def mp3(waveform: np.ndarray) -> str:
 
 
 def _panels(results: Sequence[Result]) -> list[Panel]:
-    """The headline of every system, over all samples and in each group."""
-    metric = results[0].values["metric"]
-    panels = [Panel(metric, _bars(results, [r.values for r in results]))]
-    for group in sorted({group for r in results for group in r.values["groups"]}):
-        of = [r.values["groups"].get(group, {}) for r in results]
-        panels.append(Panel(f"{metric}, {group}", _bars(results, of)))
+    """The figure of every system, over all samples and in each group, by the metric of the tables."""
+    metric = common_metric(results)
+    panels = [Panel(metric, _bars(results, [result.figure(metric) or {} for result in results]))]
+    of_groups = [result.groups(metric) for result in results]
+    for group in sorted({group for of in of_groups for group in of}):
+        panels.append(Panel(f"{metric}, {group}", _bars(results, [of.get(group, {}) for of in of_groups])))
     return panels
 
 

@@ -51,7 +51,7 @@ audio { width: 100%; max-width: 26rem; height: 2.2rem; margin: .4rem 0; }
 {% for note in notes %}
 <p class="quiet">{{ note }}</p>
 {% endfor %}
-<img alt="{{ values.metric }} of each system" src="data:image/png;base64,{{ picture }}">
+<img alt="{{ drawn }} of each system" src="data:image/png;base64,{{ picture }}">
 <h2>{{ samples | length }} of {{ total }} samples, evenly spread</h2>
 {% if metric %}
 <p class="quiet">Right or wrong by {{ metric }}.</p>

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-from diva.cli import make
-from diva.evaluation.results import by_group, figures, headline, write_results
+from diva.cli import check_overrides, make
+from diva.evaluate import evaluate
+from diva.evaluation.results import scored, write_results
 from diva.evaluation.runner import SAMPLES, write_answers
 from diva.evaluation.samples import Answer
 
@@ -41,12 +41,10 @@ def write_result(
 ) -> Path:
     """results.json and samples.jsonl in a folder; `of` are answers in place of those of `right`."""
     given = answers(right) if of is None else of
-    built = [make(metric) for metric in metrics]
-    found = figures(given, built)
     values = {
-        "task": task, "version": 1, **asdict(headline(found)), "figures": [asdict(f) for f in found],
-        "groups": by_group(given, built), "role": role, "system": system, "seconds": 1.0,
-        "task_hash": "asked", "data_hash": "data", "config": {"task": {"metrics": list(metrics)}},
+        "task": task, "version": 1, **scored(given, [make(metric) for metric in metrics]), "role": role,
+        "system": system, "seconds": 1.0, "task_hash": "asked", "data_hash": "data",
+        "config": {"task": {"metrics": list(metrics)}},
     }  # fmt: skip
     write_results(folder, values | changes)
     write_answers(folder / SAMPLES, given)
@@ -62,3 +60,8 @@ def write_summary(folder: Path, agreement: float, kl: float, **more: float) -> N
         "seconds": 600.0,
     }
     (folder / "train_summary.json").write_text(json.dumps(values | more))
+
+
+def in_process(overrides: list[str], choice: str) -> list[Path]:
+    """diva.evaluate as the command does it, without its start."""
+    return evaluate(check_overrides("evaluate", overrides), choice)

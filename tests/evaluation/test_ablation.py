@@ -11,7 +11,7 @@ from fakes import answers, write_result, write_summary
 
 from diva.errors import UserError
 from diva.evaluation.ablation import Ablation
-from diva.evaluation.comparison import Authors, Figure
+from diva.evaluation.comparison import Authors, Cell
 from diva.evaluation.seeds import Runs, difference, interval
 
 KEY = ("heysquad", "pedants")
@@ -21,7 +21,7 @@ ABLATION = Ablation(
 )  # fmt: skip
 AUTHORS = Authors(
     {"A": "a", "B": "b", "C": "c"},
-    {"A": {KEY: Figure(0.9)}, "B": {KEY: Figure(0.5)}, "C": {KEY: Figure(0.1)}},
+    {"A": {KEY: Cell(0.9)}, "B": {KEY: Cell(0.5)}, "C": {KEY: Cell(0.1)}},
     "",
 )
 
@@ -88,6 +88,16 @@ def test_differences_are_of_the_same_seed_and_sample():
     assert difference(ours, ceiling).value == pytest.approx(hard.mean() - 1)
     with pytest.raises(UserError, match="a and d have no seed in common"):
         difference(ours, Runs("d", (4,), hard[:1]))
+
+
+def test_a_sample_that_one_side_failed_on_counts_for_neither():
+    """Alike wherever both answered: that the ceiling failed on a hard one is no difference."""
+    nan = np.nan
+    ours = Runs("a", (1, 2), np.array([[1.0, 0.0, 1.0, nan], [1.0, 0.0, 1.0, 0.0]]))
+    ceiling = Runs("t", (), np.array([[1.0, nan, 1.0, 0.0]]))
+    alike = difference(ours, ceiling)
+    assert (alike.value, alike.interval) == (pytest.approx(0.0), (0.0, 0.0))
+    assert difference(ours, Runs("b", (1,), np.array([[1.0, nan, 0.0, 1.0]]))).value == pytest.approx(0.5)
 
 
 # ---- the table

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import soundfile
 from conftest import noise
+from fakes import in_process
 
 from diva.cli import check_overrides, make
 from diva.errors import UserError
 from diva.evaluate import evaluate
-from diva.evaluation.results import read_results, write_results
-from diva.evaluation.runner import SAMPLES, read_answers, write_answers
-from diva.evaluation.samples import Answer
+from diva.evaluation.other_systems import OpenAIEndpoint
+from diva.evaluation.results import read_results
+from diva.evaluation.runner import SAMPLES, read_answers
 from diva.evaluation.systems import Diva
-from diva.evaluation.tables import Result, gap, tables
+from diva.evaluation.tables import tables
 from tests.command_line import command, environment, run
 
 
@@ -31,12 +32,6 @@ def asking(release: Path, **changes) -> list[str]:
         "batch_size": 2,
     } | changes
     return [f"{key}={value}" for key, value in given.items()]
-
-
-def in_process(overrides: list[str], choice: str) -> list[Path]:
-    """As the command does it, without its start."""
-    config = check_overrides("evaluate", overrides)
-    return evaluate(config, choice)
 
 
 @pytest.mark.integration
@@ -77,6 +72,8 @@ def test_killed_and_continued_it_gives_every_system_its_row(export, tiny_release
         assert (values["metric"], values["n"], values["errors"]) == ("contains_answer", 22, 0)
         assert values["interval"][0] <= values["value"] <= values["interval"][1]
         assert values["revision"]
+        assert values["reader"]["llm"] == values["identity"]["llm"]
+        assert values["seconds"] > 0
         assert len(values["task_hash"]) == len(values["data_hash"]) == 12
         assert values["config"]["task"]["name"] == "spoken_mini_qa"
     for row in ("ceiling", "diva", "cascade"):
@@ -165,7 +162,7 @@ def jokes(tmp_path) -> Path:
     (tmp_path / "test.jsonl").write_text("".join(lines))
     (tmp_path / "configs" / "task").mkdir(parents=True)
     (tmp_path / "configs" / "task" / "jokes.yaml").write_text(
-        "defaults: [base]\nname: jokes\nsplit: test\nreference: funny\nquestion: Is it a joke?\n"
+        "defaults: [base]\nname: jokes\nversion: 1\nsplit: test\nreference: funny\nquestion: Is it a joke?\n"
         f"corpus: {{_target_: diva.data.jsonl.JsonlCorpus, _partial_: true, manifests: '{tmp_path}'}}\n"
         "labels: {'Yes': 'true', 'No': 'false'}\n"
         "metrics: [{_target_: diva.evaluation.metrics.Accuracy, labels: '${task.labels}'}]\n"
@@ -214,6 +211,36 @@ def test_predictions_with_the_data_have_a_page_with_clips(jokes):
     assert page.read_text().count("<audio") == 3
 
 
+# ---- who answers beside the system
+
+
+def test_what_cannot_answer_beside_it_is_said_before_anyone_is_asked(tiny_release, tmp_path, monkeypatch):
+    """A model that others serve names no speech recogniser: without whisper= there is no cascade."""
+    asked = []
+    monkeypatch.setattr(OpenAIEndpoint, "_say", lambda *args: asked.append(args) or "")
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    given = [*asking(tiny_release), "system=openai", "system.model=m", "name=m", f"folder={tmp_path / 'out'}"]
+    with pytest.raises(UserError, match="whisper=openai/whisper-large-v3 for one beside the system"):
+        in_process(given, "openai")
+    with pytest.raises(UserError, match="beside=teachers, cascad is unknown; there are teacher and cascade"):
+        in_process([*given, "beside=[teachers,cascad]"], "openai")
+    assert asked == []
+    assert not (tmp_path / "out").exists()
+    in_process([*given, "beside=[teacher]"], "openai")
+    assert len(asked) == 44  # each of 22, spoken and written, once
+
+
+@pytest.mark.integration
+def test_a_sweep_leaves_nothing_but_results_in_its_folder(predictions, tiny_release, tmp_path, shared_cache):
+    out = tmp_path / "results"
+    given = [*asking(tiny_release), f"predictions={predictions}", f"folder={out}", "name=a,b"]
+    done = run("diva.evaluate", "-m", *given, cache=shared_cache, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = sorted({path.name for path in out.rglob("*") if path.is_file()})
+    assert files == ["results.json", "samples.jsonl"]
+    assert len(list(out.rglob("results.json"))) == 2
+
+
 def test_without_transcripts_there_is_no_ceiling(export, jokes, capsys):
     given = [
         "task=jokes",
@@ -226,67 +253,3 @@ def test_without_transcripts_there_is_no_ceiling(export, jokes, capsys):
     folders = evaluate(config, "diva")
     assert [read_results(folder)["role"] for folder in folders] == ["system"]
     assert "no ceiling: the data of jokes have no transcripts" in capsys.readouterr().err
-
-
-# ---- tables
-
-
-def result(folder: Path, role: str, right: list[bool], **changes) -> None:
-    """A results.json with answers, as an evaluation leaves them."""
-    task = {"metrics": [{"_target_": "diva.evaluation.metrics.ExactMatch"}]}
-    values = {
-        "task": "t", "metric": "exact_match", "value": sum(right) / len(right), "interval": None, "wilson": None,
-        "n": len(right), "errors": 0, "role": role, "system": role, "groups": {}, "figures": [],
-        "task_hash": "1", "data_hash": "2", "config": {"task": task},
-    }  # fmt: skip
-    write_results(folder, values | changes)
-    write_answers(
-        folder / SAMPLES, [Answer(str(i), "x" if good else "y", ("x",)) for i, good in enumerate(right)]
-    )
-
-
-def test_the_gap_is_measured_on_the_same_samples(tmp_path):
-    result(tmp_path / "a", "ceiling", [True] * 8 + [False] * 2)
-    result(tmp_path / "b", "system", [True] * 5 + [False] * 5)
-    text = tables([tmp_path])
-    assert "| system | 0.500 |  | 10 | 0 | -0.300 [-0.600, " in text
-    rows = [line.split(" | ")[0] for line in text.splitlines()[2:]]
-    assert rows == ["| text LLM, true transcript (ceiling)", "| system", "| Whisper, then the LLM (cascade)"]
-
-
-def test_the_gap_is_on_the_samples_that_both_have(tmp_path):
-    result(tmp_path / "a", "ceiling", [True, True, False])
-    result(tmp_path / "b", "system", [True, False, False, True])
-    found = gap(Result.read(tmp_path / "b"), Result.read(tmp_path / "a"))
-    assert (found.value, found.n) == (pytest.approx(-1 / 3), 3)
-
-
-def test_every_system_stands_under_the_ceiling_of_its_own_llm(tmp_path):
-    for name, right, best in (("small", [True] * 2, [True] * 4), ("large", [True] * 6, [True] * 9)):
-        result(tmp_path / name, "system", right + [False] * (10 - len(right)), system=name)
-        ceiling = best + [False] * (10 - len(best))
-        result(tmp_path / f"t {name}", "ceiling", ceiling, system=f"teacher of {name}")
-    result(tmp_path / "other", "system", [True] * 5 + [False] * 5, system="other")
-    text = tables([tmp_path])
-    assert "| text LLM, true transcript (ceiling), large | 0.900 |" in text
-    assert "| text LLM, true transcript (ceiling), small | 0.400 |" in text
-    assert "| large | 0.600 |  | 10 | 0 | -0.300 [" in text
-    assert "| small | 0.200 |  | 10 | 0 | -0.200 [" in text
-    assert "| other | 0.500 |  | 10 | 0 |  |" in text
-
-
-def test_a_share_is_shown_with_its_wilson_interval_and_bars_are_escaped(tmp_path):
-    result(tmp_path, "system", [True] * 4, system="a|b", interval=(1.0, 1.0), wilson=(0.51, 1.0))
-    assert "| a\\|b | 1.000 | [0.510, 1.000] | 4 |" in tables([tmp_path])
-
-
-def test_results_of_other_data_or_tasks_do_not_share_a_table(tmp_path):
-    result(tmp_path / "a", "ceiling", [True, False])
-    result(tmp_path / "b", "system", [True, False], data_hash="3")
-    with pytest.raises(UserError, match="data_hash differs"):
-        tables([tmp_path])
-
-
-def test_no_results_are_no_table(tmp_path):
-    with pytest.raises(UserError, match="no results"):
-        tables([tmp_path])

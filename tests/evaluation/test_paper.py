@@ -13,8 +13,8 @@ from matplotlib.image import imread
 from diva.errors import UserError
 from diva.evaluation.comparison import (
     Authors,
+    Cell,
     Column,
-    Figure,
     Part,
     Row,
     constant_rows,
@@ -86,7 +86,7 @@ def test_a_picture_names_no_program_and_no_date():
 
 def test_the_authors_figures_are_those_of_the_source(authors):
     diva = authors.figures["DiVA"]
-    assert diva["heysquad", "pedants"] == Figure(0.551744, (0.538889, 0.56453), 1002, 0)
+    assert diva["heysquad", "pedants"] == Cell(0.551744, (0.538889, 0.56453), 1002, 0)
     assert authors.figures["salmonn"]["covost2_zh-CN", "sentence_bleu"].errors == 56
     votes = diva["user_study", "win_rate"]
     assert (votes.value, votes.n) == (374 / 522, 522)
@@ -111,8 +111,8 @@ def test_means_are_over_every_part_or_not_at_all(authors):
     assert bleu.of(authors.figures["salmonn"]).errors == 56
     assert bleu.of(authors.figures["qwen2"]) is None
     # A figure of the whole goes before the mean of its parts.
-    parts = {("a", "m"): Figure(1.0), ("b", "m"): Figure(0.0), ("all", "m"): Figure(0.9)}
-    assert Column("x", "all", "m", ["a", "b"]).of(parts) == Figure(0.9)
+    parts = {("a", "m"): Cell(1.0), ("b", "m"): Cell(0.0), ("all", "m"): Cell(0.9)}
+    assert Column("x", "all", "m", ["a", "b"]).of(parts) == Cell(0.9)
 
 
 def test_two_figures_of_one_thing_are_refused(tmp_path):
@@ -154,6 +154,14 @@ def test_ours_stands_beside_theirs(tmp_path, authors):
     assert second.bars[1].interval == (pytest.approx(0.2307, abs=1e-4), pytest.approx(0.8824, abs=1e-4))
 
 
+def test_clips_that_nobody_was_asked_about_are_said(tmp_path):
+    write_result(tmp_path, [True, True, None], task="t", system="mini", skipped={"missing file": 2})
+    row = table(COLUMNS, our_rows([Result.read(tmp_path)]))[-1]
+    assert row == "| mini | ours | 1.000 [0.342, 1.000], 1 failed, 2 left out |  |"
+    mean = Column("mean", "both", "m", ["a", "b"]).of({(of, "m"): Cell(0.5, left_out=2) for of in "ab"})
+    assert mean.left_out == 4
+
+
 def test_another_n_is_said():
     rows = [*constant_rows({}), *[_row(str(n), n) for n in (100, 100, 7)]]
     lines = table(Part("p", [Column("T", "t", "m")]), rows)
@@ -167,7 +175,7 @@ def test_another_n_is_said():
 
 
 def _row(label: str, n: int) -> Row:
-    return Row(label, "authors", {("t", "m"): Figure(0.5, None, n)})
+    return Row(label, "authors", {("t", "m"): Cell(0.5, None, n)})
 
 
 def test_two_results_of_one_system_on_one_task_are_refused(tmp_path):

@@ -1,0 +1,47 @@
+"""Figures anew from answers that are there: `python -m diva.evaluation.rescore FOLDER ...`, without model or data.
+
+Every FOLDER is searched for results.json. For answers that got their scores afterwards (experiments/fig2_qa), and after
+a change to a metric.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from diva.cli import exit_codes
+from diva.errors import UserError
+from diva.evaluation.results import RESULTS, scored, write_results
+from diva.evaluation.tables import Result
+from diva.records import environment
+
+
+def rescore(folders: Sequence[Path]) -> list[Result]:
+    """Write every results.json below the folders anew. Raises UserError where there is none."""
+    found = sorted({file.parent for folder in folders for file in folder.rglob(RESULTS)})
+    if not found:
+        raise UserError(f"there is no {RESULTS} below {', '.join(map(str, folders))}")
+    results = []
+    for folder in found:
+        before = Result.read(folder)
+        figures = scored(list(before.answers.values()), before.metrics)
+        values = before.values | figures | {"scored_by": environment()["revision"]}
+        write_results(folder, values)
+        results.append(Result(values, before.answers))
+    return results
+
+
+@exit_codes
+def main() -> None:
+    """Rescore, and say what each headline is now."""
+    parser = argparse.ArgumentParser(
+        prog="python -m diva.evaluation.rescore", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("folders", nargs="+", type=Path, help="folders that hold results.json, at any depth")
+    for result in rescore(parser.parse_args().folders):
+        of = result.values
+        value = "none" if of["value"] is None else f"{of['value']:.3f}"
+        print(f"{of['system']} on {of['task']}: {of['metric']} {value}, n {of['n']}, {of['errors']} failed")
+
+
+if __name__ == "__main__":
+    main()
