@@ -1,5 +1,6 @@
 """Tasks: the clips that have an answer, what their columns may hold, and every shipped config."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,29 @@ def test_a_benchmark_on_disk_takes_the_shipped_config(saved):
     assert (sample.references, sample.transcript) == (("Bern Town", "Bern"), "who")
 
 
+def test_every_language_has_its_own_references_on_disk(saved, tmp_path):
+    """The documented command gives one corpus.path for seven languages."""
+    (clip,) = Dataset.load_from_disk(str(saved / "dev")).select([0]).to_list()
+    for language, text in {"de": "ein Tag", "tr": "bir gün"}.items():
+        row = {"audio": [clip["usa"]], "sentence": ["a day"], "translation": [text], "id": ["1"]}
+        DatasetDict(validation=Dataset.from_dict(row)).save_to_disk(
+            str(tmp_path / "covost" / f"en_{language}")
+        )
+    for language, text in {"de": "ein Tag", "tr": "bir gün"}.items():
+        given = [
+            f"task.corpus.path={tmp_path / 'covost'}",
+            f"task.variant={language}",
+            "system.model=x",
+            "name=x",
+        ]
+        of: Task = make(check_overrides("evaluate", ["task=covost2", *given]).task)
+        assert [s.references for s in of.samples(of.open())] == [(text,)]
+    given[1] = "task.variant=ja"
+    of = make(check_overrides("evaluate", ["task=covost2", *given]).task)
+    with pytest.raises(UserError, match=r"no 'en_ja' in .*covost, there are: en_de, en_tr"):
+        of.open()
+
+
 # ---- configs
 
 
@@ -191,6 +215,31 @@ def test_prompts_are_the_authors():
 def test_misspelt_keys_are_errors(wrong, right):
     with pytest.raises(UserError, match=right):
         check_overrides("evaluate", wrong)
+
+
+def documented() -> list[list[str]]:
+    """The arguments of every diva.evaluate in the README and in experiments/, that of the fig7 loop aside."""
+    root = Path(__file__).parents[2]
+    files = [root / "README.md", *root.glob("experiments/**/README.md")]
+    text = "".join(file.read_text() for file in files if file.parent.name != "fig7_ablation").replace(
+        "\\\n", " "
+    )
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    found = [shlex.split(line)[3:] for line in lines if line.startswith("python -m diva.evaluate ")]
+    return [arguments for arguments in found if "--config-dir" not in arguments]
+
+
+@pytest.mark.parametrize("arguments", documented(), ids=" ".join)
+def test_documented_commands_compose(arguments):
+    given = [
+        argument.replace("$task", "meld").replace("$DIVA_RUN", "runs/mini")
+        for argument in arguments
+        if argument != "-m"
+    ]
+    if "name" not in {argument.partition("=")[0] for argument in given}:
+        given.append("name=x")
+    config = check_overrides("evaluate", full_arguments(given))
+    assert plain_config(config)["task"]["name"] in given[0] + "meld"
 
 
 def test_a_variant_that_the_task_has_not():
