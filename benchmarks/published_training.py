@@ -2,7 +2,9 @@
 
 Audio is padded to 30 s and its features are computed on the host; the encoder runs on all 1,500 frames; transcripts
 are padded to 448 tokens and the teacher reads the padding too; prefix, virtual tokens and suffix pass through the
-LLM together, in student and teacher; every step computes everything anew. Of the published code's two errata only
+LLM together, in student and teacher; every step computes everything anew. Each pass has the attention that is fastest
+for it, which is no part of the pattern: torch's fused kernel where the teacher reads its long rows without a gradient,
+and what the LLM was given in the student. Of the published code's two errata only
 the formula is taken (see diva.objectives), so that both sides minimise the same loss.
 """
 
@@ -90,7 +92,10 @@ class PublishedTraining:
             chat = torch.cat([self.prefix, torch.tensor(text, device=self.prefix.device), self.suffix])
             ids[row, : len(chat)] = chat
             last.append(len(chat) - 1)
+        given = self.llm.config._attn_implementation
+        self.llm.set_attn_implementation("sdpa")
         states = self.llm.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        self.llm.set_attn_implementation(given)
         return states[torch.arange(len(texts)), last]
 
     def _precision(self):

@@ -38,6 +38,7 @@ class Variant:
     compiled: bool = False
     recomputes: bool = False  # activations, in the backward pass
     reads_in_proportion: bool = False  # virtual tokens, to the clip's length
+    distills: bool = True  # or aligns alone, and nothing passes through the LLM
 
 
 @dataclass
@@ -73,9 +74,11 @@ class OurTraining:
                 frames, mask = self._frames(model, batch, variant)
             with parts("adapter"):
                 v = model.adapter(frames if self.autocast else frames.float(), mask)
-            parts.ends_at(v, "student, backward")
             distances, _ = align_distances(v, model.embed(batch.token_ids), batch.tokens)
             align = distances.sum() / batch.tokens.sum()
+            if not variant.distills:
+                return torch.zeros_like(align), align
+            parts.ends_at(v, "student, backward")
             with parts("student"):
                 student = self._student(model, v, batch, variant)
             with parts("teacher"):

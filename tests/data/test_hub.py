@@ -83,9 +83,9 @@ def test_a_saved_folder_has_a_dataset_for_each_name(tmp_path: Path):
     for name, first in {"en_de": "eins", "en_tr": "bir"}.items():
         manifest = HubDataset(str(tmp_path / "pairs"), name).manifest("validation")
         assert manifest.text(0) == first
-    with pytest.raises(UserError, match="no 'en_ja' in .*pairs, there are: en_de, en_tr"):
+    with pytest.raises(UserError, match=r"no 'en_ja' in .*pairs, there are: en_de, en_tr"):
         HubDataset(str(tmp_path / "pairs"), "en_ja").manifest("validation")
-    with pytest.raises(UserError, match="one is one dataset and has no 'en_de': .* name=null"):
+    with pytest.raises(UserError, match=r"one is one dataset and has no 'en_de': .* name=null"):
         HubDataset(str(tmp_path / "one"), "en_de").manifest("train")
     assert HubDataset(str(tmp_path / "one")).manifest("train").text(0) == "ein"
 
