@@ -164,13 +164,14 @@ def transcripts(batch: SpeechBatch) -> list[list[int]]:
     return [ids[:count] for ids, count in zip(batch.token_ids.tolist(), batch.tokens.tolist(), strict=True)]
 
 
-def joined_clips(root: Path, clips: int) -> Path:
+def joined_clips(root: Path, clips: int, most_sentences: int | None = None) -> Path:
     """The corpus of `benchmarks.clips` with so many clips to train on, made once."""
 
     def write(folder: Path) -> None:
-        write_corpus(root, folder, {"train": clips, "dev": 2})
+        write_corpus(root, folder, {"train": clips, "dev": 2}, most_sentences)
 
-    return build_once(cache_dir() / "benchmark_clips" / f"{_CLIPS_VERSION}_{clips}", write)
+    name = f"{_CLIPS_VERSION}_{clips}" + (f"_{most_sentences}" if most_sentences else "")
+    return build_once(cache_dir() / "benchmark_clips" / name, write)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Spoken clips with the lengths of Common Voice's, joined from the short sentences of the spoken corpus."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,13 @@ def wanted_seconds(count: int, seed: int = 0) -> np.ndarray:
     return drawn.clip(SHORTEST_SECONDS, LONGEST_SECONDS)
 
 
-def write_corpus(root: Path, folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
+def write_corpus(
+    root: Path, folder: Path, counts: dict[str, int], most_sentences: int | None = None, seed: int = 0
+) -> Path:
     """A corpus in `folder` for `diva.data.jsonl`, with so many mp3 clips in each split.
 
-    `root` is what `data.root` is for the spoken corpus. Raises UserError where that is not there.
+    `root` is what `data.root` is for the spoken corpus; with `most_sentences` the longest clips are shorter, and have
+    shorter transcripts. Raises UserError where the spoken corpus is not there.
     """
     release = root / SPOKEN
     if not (release / "complete").is_file():
@@ -42,7 +46,7 @@ def write_corpus(root: Path, folder: Path, counts: dict[str, int], seed: int = 0
         lines = []
         for number in range(count):
             name = f"clips/{split}_{number:05d}.mp3"
-            waveform, text = _join(spoken, order, float(next(seconds)))
+            waveform, text = _join(spoken, order, float(next(seconds)), most_sentences)
             soundfile.write(folder / name, waveform, SAMPLE_RATE)
             row = {"audio": name, "text": text, "duration": len(waveform) / SAMPLE_RATE}
             lines.append(json.dumps(row))
@@ -50,20 +54,21 @@ def write_corpus(root: Path, folder: Path, counts: dict[str, int], seed: int = 0
     return folder
 
 
-def _join(spoken: Manifest, order, seconds: float) -> tuple[np.ndarray, str]:
+def _join(spoken: Manifest, order: Iterator[int], seconds: float, most: int | None) -> tuple[np.ndarray, str]:
     """Sentences one after the other, until they last about as long; never beyond the longest clip."""
     waveforms, texts, length = [], [], 0.0
     while True:
         clip = next(order)
         lasts = float(spoken.durations[clip])
-        if waveforms and (length + lasts / 2 > seconds or length + lasts > LONGEST_SECONDS):
+        enough = length + lasts / 2 > seconds or length + lasts > LONGEST_SECONDS or len(texts) == most
+        if waveforms and enough:
             return np.concatenate(waveforms), " ".join(texts)
         waveforms.append(spoken.waveform(clip))
         texts.append(spoken.text(clip))
         length += lasts
 
 
-def _forever(count: int, seed: int):
+def _forever(count: int, seed: int) -> Iterator[int]:
     rng = np.random.default_rng([seed, 1])
     while True:
         yield from rng.permutation(count).tolist()

@@ -1,5 +1,6 @@
 """What benchmarks share: time and memory by part, contenders in turn, medians, result files."""
 
+import csv
 import ctypes
 import json
 import re
@@ -99,6 +100,13 @@ def in_turn(contenders: Mapping[str, Callable[[int], Any]], rounds: int) -> dict
             if number >= 0:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
+
+
+def seconds_a_clip(run: Path) -> list[float]:
+    """Of each step of a run of diva.train that logged all of them: by clip, for batches may have empty rows."""
+    with open(run / "metrics.csv") as file:
+        found = [row["train/clips_per_second"] for row in csv.DictReader(file)]
+    return [1 / float(value) for value in found if value]
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:

@@ -1,12 +1,10 @@
 """How near diva.plan comes: a short real run in a process of its own, beside what the plan says of it.
 
-`python -m benchmarks.plan_check [--steps 12] [--into FILE] [key=value ...]` trains a few steps of both phases of
+`python -m benchmarks.plan_check [--steps 12] [--into FOLDER] [key=value ...]` trains a few steps of both phases of
 experiment=mini, or of what the overrides say, and compares the seconds of a step and the most memory it ever had.
 """
 
 import argparse
-import csv
-import json
 import os
 import statistics
 import subprocess
@@ -16,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks.measure import RESULTS, markdown, seconds_a_clip, write_results
 from diva.cli import exit_codes, quieten
 from diva.errors import UserError
 from diva.plan import Plan, compose, make_plan
-from diva.records import environment
 
 _WARM_UP = 3  # steps of each phase
 
@@ -33,11 +30,12 @@ def main() -> None:
     clips = compose(arguments.overrides).data.batch_size * arguments.steps
     overrides = [*arguments.overrides, *short(arguments.steps, clips)]
     plan = make_plan(compose(overrides))
+    load = os.getloadavg()
     rows = compare(plan, measure(overrides, arguments.steps))
-    report(rows)
-    if arguments.into:
-        result = {"rows": rows, "load": os.getloadavg(), "rests_on": plan.rests_on, **environment()}
-        arguments.into.write_text(json.dumps(result, indent=2) + "\n")
+    text = report(rows, arguments.steps)
+    figures = {"steps": arguments.steps, "rows": rows, "load": load, "rests_on": plan.rests_on}
+    write_results("plan", figures, text, arguments.into)
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def short(steps: int, clips: int) -> list[str]:
@@ -74,10 +72,7 @@ def measure(overrides: list[str], steps: int) -> Measured:
             if status != 0:
                 log.seek(0)
                 raise UserError(f"the run failed: {log.read()[-500:]}")
-        with open(f"{folder}/run/metrics.csv") as file:
-            rows = [row for row in csv.DictReader(file) if row["train/clips_per_second"]]
-    # Of a clip: batches may have empty rows.
-    seconds = [1 / float(row["train/clips_per_second"]) for row in rows]
+        seconds = seconds_a_clip(Path(folder) / "run")
     halves = seconds[_WARM_UP:steps], seconds[steps + _WARM_UP :]
     scale = 1 if sys.platform == "darwin" else 1024
     return Measured(*map(statistics.median, halves), usage.ru_maxrss * scale)
@@ -98,11 +93,13 @@ def compare(plan: Plan, measured: Measured) -> list[dict[str, float | str]]:
     ]
 
 
-def report(rows: list[dict[str, float | str]]) -> None:
-    table = Table("figure", "predicted", "measured", "ratio")
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
+def report(rows: list[dict[str, float | str]], steps: int) -> str:
+    """The table of plan.md."""
+    cells = [(r["figure"], f"{r['predicted']:.3f}", f"{r['measured']:.3f}", r["ratio"]) for r in rows]
+    return (
+        f"# The plan and a run\n\nWhat `diva.plan` predicts, and the median of {steps - _WARM_UP} steps of each phase"
+        " of a real run, the first ones left out; the most memory that its process ever had.\n\n"
+    ) + markdown(("", "predicted", "measured", "ratio"), cells)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -110,7 +107,7 @@ def parse_arguments() -> argparse.Namespace:
         prog="benchmarks.plan_check", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--steps", type=int, default=12, help="of each phase")
-    parser.add_argument("--into", type=Path, help="also write the figures to this JSON file")
+    parser.add_argument("--into", type=Path, default=RESULTS, help="folder for plan.json and plan.md")
     parser.add_argument("overrides", nargs="*", help="as diva.train takes them")
     return parser.parse_args()
 

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 import diva.memory
 import diva.timing
+from benchmarks import plan_check
 from diva.cli import CONFIG_DIR, make
 from diva.costs import Batch, Tally, Work, _count, attention_on, count_bytes, count_flops, fake_tensors, step
 from diva.data.common_voice import CommonVoice
@@ -412,6 +413,28 @@ def test_a_small_model_is_timed_on_this_machine(tiny_overrides, tmp_path):
     assert "timed now" in done.stdout.replace("\n", " ")
     seconds = {phase["name"]: phase["seconds"] for phase in json.loads(file.read_text())["phases"]}
     assert 0 < seconds["alignment"] / 1100 < seconds["distillation"] / 700
+
+
+@pytest.mark.integration
+def test_a_plan_is_put_beside_a_run(tiny_overrides, tiny_release, tmp_path, monkeypatch):
+    corpus = [
+        "data=common_voice",
+        f"data.root={tiny_release}",
+        "data.batch_size=2",
+        "hardware.micro_batch_size=2",
+    ]
+    monkeypatch.setenv("DIVA_CACHE", str(tmp_path / "cache"))
+    command = ["plan_check", "--steps", "5", "--into", str(tmp_path), *tiny_overrides, *corpus]
+    monkeypatch.setattr("sys.argv", command)
+    plan_check.main()
+    found = json.loads((tmp_path / "plan.json").read_text())
+    alignment, distillation, memory = found["rows"]
+    assert (alignment["figure"], memory["figure"]) == ("alignment, seconds a step", "memory, GB")
+    assert distillation["ratio"] == pytest.approx(
+        distillation["predicted"] / distillation["measured"], rel=0.1
+    )
+    assert found["revision"]
+    assert f"| memory, GB | {memory['predicted']:.3f} |" in (tmp_path / "plan.md").read_text()
 
 
 @pytest.mark.integration

@@ -16,6 +16,7 @@ from benchmarks.step import OurTraining, Variant
 from diva.audio import decode, pad_clips
 from diva.cli import check_overrides, make
 from diva.data.batch import SpeechBatch
+from diva.data.common_voice import CommonVoice
 from diva.errors import UserError
 from diva.models.build import build, load_tokenizer
 from diva.models.config import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
@@ -182,6 +183,9 @@ def test_a_joined_clip_has_its_sentences_and_about_its_length(spoken, tmp_path):
         assert heard == pytest.approx(row["duration"], abs=0.1)
         assert heard == pytest.approx(wanted, abs=1.5)  # half of the longest sentence
         assert row["text"].count(" ") >= 0
+    few = write_corpus(spoken, tmp_path / "few", {"train": 6}, most_sentences=1)
+    sentences = set(CommonVoice(spoken / "cv-corpus-spoken-mini").manifest("train").clips["text"].to_pylist())
+    assert {json.loads(line)["text"] for line in (few / "train.jsonl").read_text().splitlines()} <= sentences
     again = write_corpus(spoken, tmp_path / "again", {"train": 6, "dev": 1})
     assert (again / "train.jsonl").read_text() == (folder / "train.jsonl").read_text()
 
@@ -301,8 +305,10 @@ def test_how_training_grows(spoken, tiny_overrides, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", command)
     arguments = growth.parse_arguments()
     row = growth.measure(growth.Row(times=2, queries=48), arguments)
-    assert (row["clips"], row["queries"], row["processes"]) == (12, 48, 1)
-    assert row["clips_per_second"] > 0
+    assert (row["clips"], row["left_out"], row["queries"], row["processes"]) == (12, 0, 48, 1)
+    assert row["step_seconds"]["n"] == 2, "the first steps do not count"
+    assert row["clips_per_second"] == pytest.approx(2 / row["step_seconds"]["median"], rel=0.01)
+    assert "| 12 | 0 | 48 | 1 |" in growth.report([row], arguments)
     assert 100 < row["megabytes"] < 8000
     with pytest.raises(UserError, match="num_query_tokens=65 is more than the 64"):
         growth.measure(growth.Row(queries=65), arguments)
