@@ -6,6 +6,7 @@ about a small model. Each stage is timed with its real shapes on models of few l
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch import nn
 from diva.costs import BASE, Batch, Figures, Work, deepen, prepare, stages_at_full_depth, step
 from diva.models.config import DivaConfig
 from diva.models.diva import DivaForConditionalGeneration
-from diva.models.skeleton import Architecture
+from diva.models.skeleton import Architecture, StandInTokenizer
+from diva.prompts import user_turn
 
 _ROUNDS = 4
 _FURTHER = 4  # layers between two models: the more, the less of a disturbance is multiplied
@@ -38,6 +40,7 @@ def stage_seconds(
 
     Each is the fastest of a few rounds: what else the machine does is not of the run's making.
     """
+    config, parts = _without_words(config, parts)
     timers = []
     for layers in (BASE, deepen(_FURTHER)):
         model = prepare(config, parts.with_layers(layers, _VOCABULARY), work, device)
@@ -47,6 +50,15 @@ def stage_seconds(
     fastest = [{stage: min(of[n][stage] for of in rounds) for stage in rounds[0][n]} for n in range(2)]
     seconds = stages_at_full_depth(fastest[0], fastest[1], _FURTHER, parts.layers)
     return {stage: max(0.0, value) for stage, value in seconds.items()}
+
+
+def _without_words(config: DivaConfig, parts: Architecture) -> tuple[DivaConfig, Architecture]:
+    """The same with a prompt of as many tokens, all of which are in the smallest vocabulary."""
+    prompt = user_turn(parts.tokenizer, config.llm.system_prompt)
+    tokenizer = StandInTokenizer(len(prompt.prefix_ids), len(prompt.suffix_ids))
+    llm = replace(config.llm, system_prompt=None)
+    bare = DivaConfig(config.encoder, config.adapter, llm, config.frozen_dtype)
+    return bare, replace(parts, tokenizer=tokenizer)
 
 
 class _Timer:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,17 +10,30 @@ import torch
 from command_line import run as run_command
 from omegaconf import OmegaConf
 
+import diva.calibration
 import diva.memory
 import diva.timing
 from benchmarks import plan_check
 from diva.cli import CONFIG_DIR, make
-from diva.costs import Batch, Tally, Work, _count, attention_on, count_bytes, count_flops, fake_tensors, step
+from diva.costs import (
+    Batch,
+    Tally,
+    Work,
+    _count,
+    attention_on,
+    count_bytes,
+    count_flops,
+    fake_tensors,
+    prepare,
+    step,
+)
 from diva.data.common_voice import CommonVoice
 from diva.data.lengths import clip_lengths
 from diva.devices import Device, is_sharded
 from diva.errors import UserError
 from diva.memory import Run, check_memory, memory_of, resident
 from diva.models.build import load_tokenizer
+from diva.models.config import DivaConfig, LLMConfig
 from diva.models.skeleton import SHIPPED, StandInTokenizer, architecture, assemble
 from diva.plan import compose, make_plan
 from diva.pretrained import WHEELS, resolve
@@ -435,6 +449,25 @@ def test_a_plan_is_put_beside_a_run(tiny_overrides, tiny_release, tmp_path, monk
     )
     assert found["revision"]
     assert f"| memory, GB | {memory['predicted']:.3f} |" in (tmp_path / "plan.md").read_text()
+
+
+def test_a_prompt_with_words_beyond_the_timed_vocabulary(tiny_llm, small, monkeypatch):
+    config = DivaConfig(
+        small.model.encoder, small.model.adapter, LLMConfig(str(tiny_llm), system_prompt="be brief")
+    )
+    prompt = user_turn(small.parts.tokenizer, "be brief")
+    monkeypatch.setattr(diva.calibration, "_VOCABULARY", max(prompt.suffix_ids))
+    seen = []
+    monkeypatch.setattr(
+        diva.calibration, "prepare", lambda *given, prepare=prepare: seen.append(prepare(*given)) or seen[-1]
+    )
+    optimizer = partial(torch.optim.AdamW, lr=1e-4)
+    given = Batch(2, 40_000, 9, 48), Work(accumulates=False), torch.device("cpu"), optimizer, 1.0
+    seconds = diva.calibration.stage_seconds(config, small.parts, *given)
+    assert {"student", "teacher", "optimizer"} <= seconds.keys()
+    for model in seen:
+        assert len(model.prefix_ids) == len(prompt.prefix_ids)
+        assert len(model.suffix_ids) == len(prompt.suffix_ids)
 
 
 @pytest.mark.integration
