@@ -80,8 +80,8 @@ def measure(row: Row, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def overrides(row: Row, corpus: Path, folder: Path, arguments: argparse.Namespace) -> list[str]:
-    """Of diva.train's config, for a short run. Transcripts that do not fit into few queries are left out."""
-    steps = WARM_UP + arguments.steps
+    """Of diva.train's config, for a run of one pass over the corpus at least: for less no table would be kept."""
+    steps = max(WARM_UP + arguments.steps, -(-arguments.clips * row.times // arguments.batch))
     return [
         "data=jsonl",
         f"data.root={corpus}",
@@ -121,8 +121,9 @@ def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> str:
         after = (row["clips_per_second"], row["seconds"], row["megabytes"])
         cells.append((*before, step["median"], step["least"], step["most"], *after))
     return (
-        f"# Growth\n\nSteps of {arguments.batch} clips with both losses, the median of {arguments.steps} after"
-        f" {WARM_UP} that do not count; whole runs with loading and the frozen parts' tables.\n\n"
+        f"# Growth\n\nSteps of {arguments.batch} clips with both losses: the median of those after the first"
+        f" {WARM_UP}, {arguments.steps} at least and one pass over the corpus; whole runs with loading and the frozen"
+        " parts' tables.\n\n"
     ) + markdown(columns, cells)
 
 
@@ -131,7 +132,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"), help="the spoken corpus's data.root")
     parser.add_argument("--clips", type=int, default=32, help="of the smallest corpus")
     parser.add_argument("--batch", type=int, default=8, help="clips a step")
-    parser.add_argument("--steps", type=int, default=12, help="of each run, that count")
+    parser.add_argument("--steps", type=int, default=12, help="of each run, that count, at least")
     parser.add_argument("--into", type=Path, default=RESULTS, help="folder for growth.json and growth.md")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of diva.train's config")
     return parser.parse_args()
