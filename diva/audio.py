@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -92,8 +93,20 @@ def tokens_read(samples: Tensor, most: int, per_second: float | None) -> Tensor:
     """
     if per_second is None:
         return torch.full_like(samples, most)
-    wanted = valid_frames(samples) * per_second * SAMPLES_PER_FRAME / SAMPLE_RATE
-    return wanted.ceil().long().clamp(1, most)
+    return _tokens_of(valid_frames(samples), per_second).clamp(1, most)
+
+
+def longest_tokens_read(padded_samples: int, most: int, per_second: float | None) -> int:
+    """The same for the longest clip that a batch of so many samples has room for, known from its shape alone."""
+    if per_second is None:
+        return most
+    return max(1, min(most, _tokens_of(padded_samples // SAMPLES_PER_FRAME, per_second)))
+
+
+def _tokens_of(frames: Any, per_second: float) -> Any:
+    """In whole numbers, that devices and the host agree; a thousandth of a token a second is the finest step."""
+    frames_per_second = SAMPLE_RATE // SAMPLES_PER_FRAME
+    return -(-frames * round(1000 * per_second) // (1000 * frames_per_second))
 
 
 def padded_samples(seconds: float) -> int:

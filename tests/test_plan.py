@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -161,6 +162,21 @@ def test_fake_tensors_take_as_much_as_real_ones(small, work):
     real_flops, real_held = _count(small.model, small.parts, batch, work)
     assert real_flops == flops
     assert real_held == pytest.approx(held, rel=0.01)
+
+
+def test_virtual_tokens_that_are_not_read_are_not_counted(small):
+    batch, work = Batch(3, 40_000, 9, 48), WORKS["both"]  # 40,000 samples are 2.5 s: 20 virtual tokens
+    adapters = {
+        "read": replace(small.model.adapter, tokens_per_second=8.0),
+        "fewer": replace(small.model.adapter, num_query_tokens=20),
+    }
+    flops = {}
+    for name, adapter in adapters.items():
+        config = DivaConfig(small.model.encoder, adapter, small.model.llm)
+        flops[name] = count_flops(config, small.parts, batch, work)
+    assert flops["read"]["student"] == flops["fewer"]["student"]
+    assert flops["read"]["student, backward"] == flops["fewer"]["student, backward"]
+    assert flops["read"]["adapter"] > flops["fewer"]["adapter"]
 
 
 def test_tally_knows_what_lives_and_what_lived():

@@ -58,9 +58,9 @@ class AdapterConfig:
         if self.num_query_tokens < 1:
             raise UserError(f"model.adapter.num_query_tokens={self.num_query_tokens} must be at least 1")
         rate = self.tokens_per_second
-        if rate is not None and rate <= 0:
+        if rate is not None and rate < 0.001:
             raise UserError(
-                f"model.adapter.tokens_per_second={rate} must be above 0, or null for all of them"
+                f"model.adapter.tokens_per_second={rate} must be at least 0.001, or null for all of them"
             )
         if rate is not None and self.kind == "mlp":
             raise UserError(

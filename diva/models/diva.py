@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from diva.audio import SAMPLE_RATE, TAIL_SECONDS
+from diva.audio import longest_tokens_read
 from diva.models.adapter import GROUPED
 from diva.models.config import DivaConfig
 from diva.models.encoder import SpeechEncoder
@@ -98,8 +98,7 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if adapter.tokens_per_second is None or samples is None:
             return self._states(torch.cat([v, suffix], dim=1))[:, -1]
         # By the shape of the batch, which the host knows, and not by its longest clip, which the device does.
-        longest = padded_samples - int(TAIL_SECONDS * SAMPLE_RATE)
-        v = v[:, -int(adapter.tokens_read(torch.tensor(longest))) :]
+        v = v[:, -longest_tokens_read(padded_samples, v.shape[1], adapter.tokens_per_second) :]
         # A clip may be a little longer than its bucket (SpeechDataset): of it the first are missing.
         unread = (v.shape[1] - adapter.tokens_read(samples)).clamp(min=0)
         return self._states(torch.cat([v, suffix], dim=1), unread)[:, -1]
