@@ -12,12 +12,14 @@ from typing import Any
 
 import submitit
 from omegaconf import DictConfig
+from submitit.core.utils import FailedJobError
 
 from diva.errors import UserError
 from diva.sweep_folder import Outcome, SweepRun, write_outcome
 from diva.sweep_runners import RunProcess
 
 _JOB_ID = "job_id"
+_ATTEMPTS = 2  # at submitting: a controller that is busy refuses now and then
 
 
 class RunJob:
@@ -85,7 +87,9 @@ class SlurmRuns:
             job: submitit.Job[None] = submitit.SlurmJob(jobs, known.read_text())
         else:
             run.begin()
-            job = self._executor(jobs).submit(RunJob(run, options))
+            if (submitted := self._submit(run, options, jobs)) is None:
+                return
+            job = submitted
             known.write_text(job.job_id)
         while not self._over(job):
             if self._stopping.wait(self.poll_seconds):
@@ -97,6 +101,18 @@ class SlurmRuns:
         """Leave the jobs where they are; returns what to tell the user."""
         self._stopping.set()
         return "the jobs stay in the queue (scancel ends them)"
+
+    def _submit(self, run: SweepRun, options: list[str], jobs: Path) -> submitit.Job[None] | None:
+        """The run's job. None, with the outcome written, where it is refused twice; also where the sweep ends."""
+        for attempt in range(_ATTEMPTS):
+            if attempt and self._stopping.wait(self.poll_seconds):
+                return None
+            try:
+                return self._executor(jobs).submit(RunJob(run, options))
+            except FailedJobError as error:
+                said = " ".join(str(error).split()) or "no reason given"
+        write_outcome(run.folder, Outcome("failed", f"refused by the queue: {said}"[:300], users_fault=True))
+        return None
 
     def _executor(self, folder: Path) -> submitit.AutoExecutor:
         try:
