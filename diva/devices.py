@@ -27,7 +27,7 @@ class Device:
 
 # Makers' figures, dense bfloat16.
 _H100 = Device("gpu", 80 * 10**9, 989.0, "assumed: NVIDIA H100 SXM, 80 GB", False)
-_TPU_V4 = Device("tpu", 32 * 10**9, 275.0, "assumed: TPU v4 chip, 32 GB", False)
+_TPU_V4 = Device("tpu", 32 * _GIB, 275.0, "assumed: TPU v4 chip, 32 GiB", False)
 
 
 def find_device(accelerator: str, memory_gb: float | None = None, tflops: float | None = None) -> Device:

@@ -34,7 +34,7 @@ def check_hardware(config: DictConfig) -> None:
         raise UserError("XLA has no fused optimizers: set optimizer.algorithm.fused=false")
     if find_spec("torch_xla") is None:
         raise UserError(
-            "hardware=tpu_* needs torch_xla, with the torch that it was built for: pip install 'diva[tpu]'"
+            "hardware=tpu_* needs torch_xla, with the torch that it was built for: pip install -e '.[tpu]' in a clone"
         )
 
 

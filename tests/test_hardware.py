@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+import diva.hardware
 from diva.activations import checkpoint_activations
-from diva.cli import check_overrides
+from diva.cli import CONFIG_DIR, check_overrides
 from diva.errors import UserError
 from diva.hardware import check_hardware, check_shared_folder
 from diva.models.build import build, load_tokenizer
@@ -279,8 +280,8 @@ def test_the_papers_recipe_with_tiny_parts(tiny_overrides, tiny_release, shared_
 @pytest.mark.parametrize(
     ("given", "mend"),
     [
-        (["hardware=cpu_fsdp"], "precompute.teacher_states=false"),
-        (["hardware=gpu_fsdp", "precompute.teacher_states=false"], "precompute.encoder_frames_gb=0"),
+        (["hardware=cpu_fsdp", "precompute.teacher_states=true"], "precompute.teacher_states=false"),
+        (["hardware=gpu_fsdp", "precompute.encoder_frames_gb=1"], "precompute.encoder_frames_gb=0"),
         (["hardware=tpu_v5e", "precompute.encoder_frames_gb=1"], "precompute.encoder_frames_gb=0"),
         (["hardware=tpu_v4_256", "sample_responses=1"], "sample_responses=0"),
         (["hardware=tpu_v4_256", "optimizer.algorithm.fused=true"], "optimizer.algorithm.fused=false"),
@@ -289,6 +290,21 @@ def test_the_papers_recipe_with_tiny_parts(tiny_overrides, tiny_release, shared_
 def test_contradictions_say_how_to_mend_them(given, mend):
     with pytest.raises(UserError, match=mend.replace(".", r"\.")):
         check_hardware(check_overrides("train", given))
+
+
+HARDWARE = sorted(file.stem for file in (Path(CONFIG_DIR) / "hardware").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", ["mini", "diva_llama3_8b", "diva_llama32_1b"])
+@pytest.mark.parametrize("hardware", HARDWARE)
+def test_an_experiment_needs_no_flag_for_any_hardware(experiment, hardware, monkeypatch):
+    monkeypatch.setattr(diva.hardware, "find_spec", lambda name: name)  # torch_xla is there
+    config = check_overrides("train", [f"experiment={experiment}", f"hardware={hardware}", "data.root=x"])
+    check_hardware(config)
+    # Of the 8 B model: as many as a TPU v4 of 32 GB and a GPU of 80 GB have room for.
+    fits = {"tpu_v4_256": 1, "tpu_v5e": 8} | dict.fromkeys(("gpu", "gpu_ddp", "gpu_fsdp", "gpu_nodes"), 8)
+    assert config.hardware.micro_batch_size == fits.get(hardware, 32)
+    assert config.data.val_batch_size == {"tpu_v4_256": 1, "tpu_v5e": 8}.get(hardware, 32)
 
 
 def test_hardware_that_is_not_there_is_the_users_to_mend(tmp_path, monkeypatch):

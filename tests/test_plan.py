@@ -306,6 +306,15 @@ def test_devices_share_the_time_and_not_the_work():
     assert [p.tflops for p in eight.phases] == pytest.approx([p.tflops for p in one.phases])
 
 
+def test_a_v5e_is_no_v4():
+    small, large = (
+        Run(compose(["experiment=diva_llama32_1b", f"hardware={name}", NO_DATA])).device
+        for name in ("tpu_v5e", "tpu_v4_256")
+    )
+    assert (small.memory, small.tflops) == (16 * 10**9, 197)
+    assert (large.memory, large.tflops) == (32 * 2**30, 275)
+
+
 @pytest.mark.parametrize("mfu", ["0", "1.5"])
 def test_a_share_is_a_share(mfu):
     with pytest.raises(UserError, match=r"plan\.mfu"):
