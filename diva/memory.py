@@ -1,6 +1,7 @@
 """What a run needs in memory, before anything of it exists; and the refusal of a run that cannot have it."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -126,10 +127,29 @@ class Run:
             self.model, self.parts, self.batch(self.micro_batch, self.longest_samples), self.work
         )
 
+    @property
+    def val_rows(self) -> int:
+        """Clips of a validation batch on one device."""
+        data = self.config.data
+        return min(data.val_batch_size, data.max_val_clips or data.val_batch_size)
+
+    @cached_property
+    def val_work(self) -> Work:
+        return replace(self.work, trains=False, accumulates=False)
+
     @cached_property
     def validation_bytes(self) -> Figures:
-        batch = self.batch(self.config.data.val_batch_size, self.longest_samples)
-        return count_bytes(self.model, self.parts, batch, replace(self.work, trains=False, accumulates=False))
+        """Of the stages of validation on one batch of clips as long as the longest to train on."""
+        return self.count_validation(self.batch(self.val_rows, self.longest_samples))
+
+    def count_validation(self, batch: Batch) -> Figures:
+        return count_bytes(self.model, self.parts, batch, self.val_work)
+
+    @property
+    def room(self) -> int | None:
+        """Bytes of a device's memory for each process; None: not known."""
+        processes = self.per_node if self.device.accelerator == "cpu" else 1
+        return None if self.device.memory is None else self.device.memory // processes
 
     # ---- what is kept on disk and in memory between steps
 
@@ -229,7 +249,7 @@ def memory_of(run: Run) -> Memory:
     lines |= {
         "gradients": made,
         "activations": stages[peak] - made,
-        "batch": 4 * run.rows * run.longest_samples,
+        "batch": _batch_bytes(run),
     }
     if run.device.accelerator == "cpu":
         lines |= _tables(run)
@@ -281,16 +301,13 @@ def _host(run: Run, lines: dict[str, int]) -> dict[str, int]:
     return {f"{name}{processes}": size * run.per_node for name, size in each.items()}
 
 
-def largest_micro_batch(run: Run, memory: Memory) -> int | None:
-    """The most clips that fit through one device at a time; 0: not one; None: its memory is not known."""
-    if run.device.memory is None:
+def largest_micro_batch(run: Run) -> int | None:
+    """The most clips that fit through one device at a time in training; 0: not one; None: its memory is not known."""
+    if run.room is None:
         return None
-    gradients = resident(run)["gradients"]
-    processes = run.per_node if run.device.accelerator == "cpu" else 1
-    stays = memory.device_total - memory.device["activations"] - memory.device["gradients"]
-    free = run.device.memory // processes - stays
-    if max(run.validation_bytes.values()) + gradients > free:
-        return 0
+    lines = resident(run)
+    gradients = lines["gradients"]
+    free = run.room - sum(lines.values()) + gradients - _beside(run)
     held = _autocast_copies(run)
     each = (max(run.training_bytes.values()) - held) / run.micro_batch
     if (free - held) / each >= run.rows:  # and no gradients are there when the only micro-batch begins
@@ -298,7 +315,27 @@ def largest_micro_batch(run: Run, memory: Memory) -> int | None:
     return max(0, int((free - gradients - held) / each))
 
 
-def check_memory(config: DictConfig, train: Manifest) -> None:
+def largest_val_batch(run: Run) -> int | None:
+    """The most clips that fit through one device at a time in validation; 0 and None as in training."""
+    if run.room is None:
+        return None
+    free = run.room - sum(resident(run).values()) - _beside(run)
+    return _val_rows_within(free, run, run.batch(run.val_rows, run.longest_samples), run.validation_bytes)
+
+
+def _val_rows_within(free: float, run: Run, batch: Batch, counted: Figures) -> int:
+    """How many clips like those of a batch can be validated in so many bytes, from what is counted for that one.
+
+    On a line between one clip and the batch, which is at most a little above the truth.
+    """
+    one = run.count_validation(replace(batch, rows=1))
+    if max(one.values()) > free:
+        return 0  # what does not depend on the batch, copies of the token embeddings, may be most of it
+    each = {stage: (counted[stage] - one[stage]) / max(1, batch.rows - 1) for stage in counted}
+    return min(1 + int((free - one[stage]) / each[stage]) for stage in counted if each[stage] > 0)
+
+
+def check_memory(config: DictConfig, train: Manifest, val: Collection[Manifest] = ()) -> None:
     """Raise UserError, with what would fit, for a run on these clips that cannot fit into its devices' memory.
 
     Refuses only what is certain: where the memory is known (found, or given as plan.device_memory_gb), and is less
@@ -306,35 +343,70 @@ def check_memory(config: DictConfig, train: Manifest) -> None:
     """
     try:
         run = Run(config, lengths_of(train))
-        if not run.device.here or run.device.memory is None:
+        if not run.device.here or run.room is None:
             return
-        processes = run.per_node if run.device.accelerator == "cpu" else 1
-        room = run.device.memory // processes
-        batch = run.batch(run.micro_batch, run.longest_samples)
-        if resident_bytes() + bound_bytes(run.model, run.parts, batch, run.work) <= room:
-            return
-        stays = resident(run)
-        if not run.work.accumulates:
-            del stays["gradients"]  # made while activations go
-        held = sum(stays.values())
-        peak = max(run.training_bytes.values())
+        refusal = _training_refusal(run, run.room) or _validation_refusal(run, run.room, val)
     except UserError:
         return  # a model that cannot be counted may still run; one that cannot be found is named when it is loaded
-    if held + _CERTAIN * peak > room:
-        raise UserError(_refusal(run, held, peak, room))
+    if refusal:
+        raise UserError(refusal)
 
 
-def _refusal(run: Run, stays: int, peak: float, room: int) -> str:
-    what = f"{(stays + peak) / 1e9:.1f} GB on each device ({stays / 1e9:.1f} GB stay, {peak / 1e9:.1f} GB come and go)"
-    said = f"this run needs {what}, and each has {room / 1e9:.1f} GB ({run.device.origin}); "
+def _fits_easily(run: Run, room: int, batch: Batch, work: Work) -> bool:
+    """Whether that can be told in a part of the time that counting takes."""
+    return resident_bytes() + bound_bytes(run.model, run.parts, batch, work) <= room
+
+
+def _training_refusal(run: Run, room: int) -> str | None:
+    if _fits_easily(run, room, run.batch(run.micro_batch, run.longest_samples), run.work):
+        return None
+    lines = resident(run)
+    if not run.work.accumulates:
+        del lines["gradients"]  # made while activations go
+    stays, peak = sum(lines.values()), max(run.training_bytes.values())
+    if stays + _CERTAIN * peak <= room:
+        return None
     held = _autocast_copies(run)
     fits = int((room - stays - held) / (peak - held) * run.micro_batch)
+    return _refusal("this run", run, stays, peak, room, "hardware.micro_batch_size", fits)
+
+
+def _validation_refusal(run: Run, room: int, val: Collection[Manifest]) -> str | None:
+    batches = []
+    for clips in val:
+        rows = min(run.config.data.val_batch_size, len(clips))
+        batches.append(run.batch(rows, padded_samples(lengths_of(clips).longest_seconds)))
+    batch = max(batches, key=lambda batch: batch.rows * batch.samples, default=None)
+    if batch is None or _fits_easily(run, room, batch, run.val_work):
+        return None
+    counted = run.count_validation(batch)
+    # The gradients of the last step are there until the next one begins.
+    stays, peak = sum(resident(run).values()), max(counted.values())
+    if stays + _CERTAIN * peak <= room:
+        return None
+    fits = _val_rows_within(room - stays, run, batch, counted)
+    return _refusal("validation", run, stays, peak, room, "data.val_batch_size", fits)
+
+
+def _refusal(what: str, run: Run, stays: float, peak: float, room: int, key: str, fits: int) -> str:
+    needs = f"{(stays + peak) / 1e9:.1f} GB on each device ({stays / 1e9:.1f} GB stay, {peak / 1e9:.1f} GB come and go)"
+    said = f"{what} needs {needs}, and each has {room / 1e9:.1f} GB ({run.device.origin}); "
     if fits >= 1:
-        return said + f"hardware.micro_batch_size={fits} would fit"
+        return said + f"{key}={fits} would fit"
     return said + (
-        "not even hardware.micro_batch_size=1 would fit: share out the weights (a hardware config with fsdp), or take"
-        " a smaller model or a larger device; python -m diva.plan says what each needs"
+        f"not even {key}=1 would fit: share out the weights (a hardware config with fsdp), or take a smaller model or a"
+        " larger device; python -m diva.plan says what each needs"
     )
+
+
+def _beside(run: Run) -> int:
+    """Bytes that a device holds beside what is resident, and what comes and goes."""
+    tables = sum(_tables(run).values()) if run.device.accelerator == "cpu" else 0
+    return _batch_bytes(run) + tables
+
+
+def _batch_bytes(run: Run) -> int:
+    return 4 * run.rows * run.longest_samples
 
 
 def _autocast_copies(run: Run) -> int:

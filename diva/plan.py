@@ -18,7 +18,7 @@ from rich.table import Table
 
 from diva.cli import check_overrides, exit_codes, quieten
 from diva.errors import UserError
-from diva.memory import Memory, Run, largest_micro_batch, memory_of
+from diva.memory import Memory, Run, largest_micro_batch, largest_val_batch, memory_of
 from diva.timing import Phase, Timing
 
 
@@ -61,6 +61,7 @@ class Plan:
     rows: int
     micro_batch: int
     largest_micro_batch: int | None
+    largest_val_batch: int | None
     memory: Memory
     memory_total: int
     host_total: int
@@ -84,7 +85,8 @@ def make_plan(config: DictConfig) -> Plan:
         device_memory=run.device.memory,
         rows=run.rows,
         micro_batch=run.micro_batch,
-        largest_micro_batch=largest_micro_batch(run, memory),
+        largest_micro_batch=largest_micro_batch(run),
+        largest_val_batch=largest_val_batch(run),
         memory=memory,
         memory_total=memory.device_total,
         host_total=memory.host_total,
@@ -118,8 +120,9 @@ def _memory_table(plan: Plan) -> Table:
     has = f" of {plan.device_memory / 1e9:.1f}" if plan.device_memory else ""
     table.add_section()
     table.add_row(f"peak ({plan.memory.peak_stage})", f"{plan.memory_total / 1e9:.2f}{has}")
-    if plan.largest_micro_batch is not None:
-        table.add_row("largest micro-batch that fits", str(plan.largest_micro_batch or "none"))
+    for of, rows in (("micro-", plan.largest_micro_batch), ("validation ", plan.largest_val_batch)):
+        if rows is not None:
+            table.add_row(f"largest {of}batch that fits", str(rows or "none"))
     table.add_row("memory of each machine", f"{plan.host_total / 1e9:.1f}")
     return table
 

@@ -110,7 +110,7 @@ def train(config: DictConfig, folder: Path) -> float | None:
     data.setup("fit")
     record.data_is_there()
     record.say(data.describe())
-    check_memory(config, data.train)
+    check_memory(config, data.train, data.val.values())
     model = build(model_config, tokenizer)
     record.say_parameters(model)
     if config.objective.distill_weight > 0 and config.objective.distill_from_step >= config.max_steps:

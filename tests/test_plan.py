@@ -346,6 +346,16 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not():
         assert (memory_of(run).device_total <= run.device.memory) == fits
 
 
+def test_the_largest_validation_batch_fits_and_the_next_does_not():
+    overrides = ["experiment=diva_llama3_8b", "hardware=gpu_ddp", NO_DATA, *GIVEN, "plan.device_memory_gb=50"]
+    largest = make_plan(compose(overrides)).largest_val_batch
+    for rows, fits in ((largest, True), (largest + 1, False)):
+        run = Run(compose([*overrides, f"data.val_batch_size={rows}", "hardware.micro_batch_size=1"]))
+        assert (memory_of(run).device_total <= run.device.memory) == fits
+    plan = make_plan(compose([*overrides, "plan.device_memory_gb=35"]))
+    assert plan.largest_val_batch == 0
+
+
 def test_activation_checkpointing_saves_memory_and_costs_flops():
     overrides = ["experiment=diva_llama3_8b", "hardware=gpu_ddp", NO_DATA, *GIVEN]
     plain = make_plan(compose(overrides))
@@ -390,6 +400,27 @@ def test_a_refusal_names_a_micro_batch_that_would_fit(mini_clips, monkeypatch):
     fits = int(str(caught.value).partition("hardware.micro_batch_size=")[2].split()[0])
     assert 64 <= fits < 200
     check_memory(compose(["data.batch_size=256", f"hardware.micro_batch_size={fits}"]), mini_clips)
+
+
+def test_validation_that_cannot_fit_is_refused_by_its_own_key(mini_clips, monkeypatch):
+    """Of 22 clips, so a batch has no more, where training takes one at a time."""
+    given = ["hardware.micro_batch_size=1", "precompute.teacher_states=false", "model.encoder.context=full"]
+    config = compose([*given, "data.val_batch_size=64"])
+    with_memory(monkeypatch, 10**12)
+    run = Run(config, diva.memory.lengths_of(mini_clips))
+    stays, batch = sum(resident(run).values()), run.batch(22, run.longest_samples)
+    of_all = max(run.count_validation(batch).values())
+    # Of one clip it is 0.71 of it: copies of the token embeddings.
+    room = round(0.74 * of_all)
+    with_memory(monkeypatch, stays + room)
+    check_memory(config, mini_clips)
+    with pytest.raises(UserError, match=r"validation needs \d.* GB .* each has") as caught:
+        check_memory(config, mini_clips, [mini_clips])
+    fits = int(str(caught.value).partition("data.val_batch_size=")[2].split()[0])
+    needs = max(run.count_validation(run.batch(fits, run.longest_samples)).values())
+    assert 0.95 * room < needs <= room
+    check_memory(compose([*given, f"data.val_batch_size={fits}"]), mini_clips, [mini_clips])
+    assert diva.memory._val_rows_within(1e8, run, batch, run.count_validation(batch)) == 0
 
 
 def test_memory_that_is_not_known_refuses_nothing(mini_clips, monkeypatch):
