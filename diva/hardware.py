@@ -13,7 +13,16 @@ from diva.errors import UserError
 
 
 def check_hardware(config: DictConfig) -> None:
-    """Raise UserError where settings contradict the hardware, or make no sense on any."""
+    """Raise UserError where settings contradict the hardware, or what it needs is not installed."""
+    check_settings(config)
+    if config.hardware.accelerator == "tpu" and find_spec("torch_xla") is None:
+        raise UserError(
+            "hardware=tpu_* needs torch_xla, with the torch that it was built for: pip install -e '.[tpu]' in a clone"
+        )
+
+
+def check_settings(config: DictConfig) -> None:
+    """Raise UserError where settings contradict the hardware, be it here or not, or make no sense on any."""
     if config.hardware.micro_batch_size < 1:
         raise UserError(f"hardware.micro_batch_size={config.hardware.micro_batch_size} must be at least 1")
     on_tpu, sharded = config.hardware.accelerator == "tpu", is_sharded(config.hardware.strategy)
@@ -32,10 +41,6 @@ def check_hardware(config: DictConfig) -> None:
         )
     if config.optimizer.algorithm.get("fused"):
         raise UserError("XLA has no fused optimizers: set optimizer.algorithm.fused=false")
-    if find_spec("torch_xla") is None:
-        raise UserError(
-            "hardware=tpu_* needs torch_xla, with the torch that it was built for: pip install -e '.[tpu]' in a clone"
-        )
 
 
 def check_shared_folder(arguments: list[str], environ: Mapping[str, str] = os.environ) -> None:

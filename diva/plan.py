@@ -18,6 +18,7 @@ from rich.table import Table
 
 from diva.cli import check_overrides, exit_codes, quieten
 from diva.errors import UserError
+from diva.hardware import check_settings
 from diva.memory import Memory, Run, largest_micro_batch, largest_val_batch, memory_of
 from diva.timing import Phase, Timing
 
@@ -74,6 +75,7 @@ class Plan:
 
 def make_plan(config: DictConfig) -> Plan:
     """Count, time and add up. Raises UserError for what the user can mend."""
+    check_settings(config)
     run = Run(config)
     memory = memory_of(run)
     timing = Timing(run)

@@ -4,10 +4,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from omegaconf import OmegaConf
 
 from diva.calibration import ROUND_LAYERS, matmul_tflops, stage_seconds
 from diva.cli import make
 from diva.costs import Batch, Figures, Work, count_flops, of_layers
+from diva.data.lengths import clip_lengths
 from diva.errors import UserError
 from diva.memory import Run
 
@@ -16,6 +18,8 @@ from diva.memory import Run
 _ASSUMED_MFU = 0.4
 # A model whose few layers would take longer than this to time is made of large matrix products anyway.
 _CALIBRATION_SECONDS = 3.0
+# Common Voice 17 English, dev split, about.
+_DEV_CLIPS = 16_400
 _HEARING = ("encoder",)
 _ADAPTER = ("adapter", "alignment", "adapter, backward")
 _STUDENT = ("student", "student, backward")
@@ -122,11 +126,23 @@ class Timing:
             stages = hears + _STUDENT + (() if table else _TEACHER)
             found.append(self._training("distillation", config.max_steps - aligned, stages))
         passes = -(-config.max_steps // config.val_every)
-        clips = passes * len(config.data.val_splits) * (config.data.max_val_clips or 0)
+        clips = passes * sum(self._val_clips(split) for split in config.data.val_splits.values())
         if clips:
             stages = (*hears[:-1], "student") + (() if table else _TEACHER)
             found.append(self._forward("validation", clips, stages, run.world))
         return found
+
+    def _val_clips(self, split: str) -> int:
+        """Clips of a split to validate on, as many as the corpus has where it is at hand."""
+        data, plan = self.run.config.data, self.run.config.plan
+        wanted = OmegaConf.merge(data, {"train_split": split, "max_train_clips": data.max_val_clips})
+        found = clip_lengths(wanted, plan.median_seconds)
+        if not found.origin.startswith("assumed"):
+            return found.clips
+        if data.max_val_clips is not None:
+            return data.max_val_clips
+        self.rests_on.append(f"assumed: {_DEV_CLIPS} clips to validate on, as in Common Voice 17 English")
+        return _DEV_CLIPS
 
     def _training(self, name: str, steps: int, stages: tuple[str, ...]) -> Phase:
         clips = steps * self.run.config.data.batch_size

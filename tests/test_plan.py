@@ -12,6 +12,7 @@ from command_line import run as run_command
 from omegaconf import OmegaConf
 
 import diva.calibration
+import diva.hardware
 import diva.memory
 import diva.timing
 from benchmarks import plan_check
@@ -295,6 +296,24 @@ def test_without_tables_every_step_encodes_and_teaches():
     computed = phases("experiment=mini", "precompute.teacher_states=false", "precompute.encoder_frames_gb=0")
     assert set(computed) == {"alignment", "distillation", "validation"}
     assert computed["distillation"].tflops > 1.5 * kept.tflops
+
+
+def test_all_held_out_clips_are_validated_where_there_is_no_limit(tiny_release):
+    given = ["data=common_voice", "data.max_val_clips=null", "max_steps=10", "val_every=5", *GIVEN]
+    here = make_plan(compose([*given, f"data.root={tiny_release}"]))
+    assert {p.name: p.clips for p in here.phases}["validation"] == 2 * 6
+    few = make_plan(compose([*given, f"data.root={tiny_release}", "data.max_val_clips=4"]))
+    assert {p.name: p.clips for p in few.phases}["validation"] == 2 * 4
+    elsewhere = make_plan(compose([*given, NO_DATA]))
+    assert {p.name: p.clips for p in elsewhere.phases}["validation"] == 2 * 16_400
+    assert any("16400 clips to validate on" in line for line in elsewhere.rests_on)
+
+
+def test_what_contradicts_the_hardware_is_not_planned(monkeypatch):
+    monkeypatch.setattr(diva.hardware, "find_spec", lambda name: None)
+    make_plan(compose(["experiment=diva_llama3_8b", "hardware=tpu_v4_256", NO_DATA, *GIVEN]))
+    with pytest.raises(UserError, match=r"sample_responses=0"):
+        make_plan(compose(["hardware=tpu_v5e", "sample_responses=1", NO_DATA, *GIVEN]))
 
 
 def test_devices_share_the_time_and_not_the_work():
