@@ -147,21 +147,29 @@ class LocalRuns:
         for share in _shares(n_jobs, accelerator, devices):
             self._shares.put(share)
         self._running: set[RunProcess] = set()
+        self._stopped = False
+        self._lock = threading.Lock()
 
     def __call__(self, run: SweepRun, options: list[str]) -> None:
-        """Carry out one run. Called from up to `n_jobs` threads at once."""
+        """Carry out one run. Called from up to `n_jobs` threads at once; does nothing once it was told to stop."""
         share = self._shares.get()
         process = RunProcess(run, options, share)
-        self._running.add(process)
         try:
+            with self._lock:
+                if self._stopped:
+                    return
+                self._running.add(process)
             process()
         finally:
             self._running.discard(process)
             self._shares.put(share)
 
     def stop(self) -> str:
-        """Let all runs save and end; returns what to tell the user."""
-        for process in list(self._running):
+        """Let all runs save and end, and no other begin; returns what to tell the user."""
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        for process in running:
             process.stop()
         return "waiting for the runs to save"
 

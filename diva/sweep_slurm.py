@@ -105,7 +105,7 @@ class SlurmRuns:
     def _submit(self, run: SweepRun, options: list[str], jobs: Path) -> submitit.Job[None] | None:
         """The run's job. None, with the outcome written, where it is refused twice; also where the sweep ends."""
         for attempt in range(_ATTEMPTS):
-            if attempt and self._stopping.wait(self.poll_seconds):
+            if self._stopping.wait(self.poll_seconds if attempt else 0):
                 return None
             try:
                 return self._executor(jobs).submit(RunJob(run, options))

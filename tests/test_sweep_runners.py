@@ -74,6 +74,16 @@ def test_a_stopped_run_has_not_failed(monkeypatch, tmp_path):
     assert one.outcome == Outcome("unfinished")
 
 
+def test_a_run_taken_when_the_sweep_was_stopped_does_not_begin(monkeypatch, tmp_path):
+    """Between taking a run and starting its process, too, there is time for a Ctrl-C."""
+    stand_in(monkeypatch, FINISHES)
+    runs, one = LocalRuns(1, "cpu", 1), SweepRun(tmp_path / "0", ())
+    runs.stop()
+    runs(one, [])
+    assert not one.folder.exists()
+    runs._shares.get(block=False)  # it is free again
+
+
 def test_a_run_waits_for_the_one_that_a_killed_sweep_has_left(monkeypatch, tmp_path):
     """The folder's lock belongs to the process of the run, so it is free only when that has ended."""
     one = SweepRun(tmp_path / "0", ())

@@ -1,10 +1,12 @@
 """What a queue that refuses jobs does to a sweep."""
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
+from stand_ins import wait_until
 from submitit.core.utils import FailedJobError
 
 from diva import sweep_slurm
@@ -61,11 +63,16 @@ def test_a_run_whose_job_is_refused_fails_alone(refusals, tmp_path):
 
 
 def test_a_sweep_that_ends_leaves_a_refused_run_for_the_next_time(refusals, tmp_path):
-    refusals += ["sbatch: error: Socket timed out"]
+    refusals += ["sbatch: error: Socket timed out", ""]
     one, runs = SweepRun(tmp_path / "0", ()), runs_at_once(poll_seconds=60)
+    thread = threading.Thread(target=runs, args=(one, []))
+    thread.start()
+    wait_until(lambda: len(refusals) == 1)
     runs.stop()
-    runs(one, [])
+    thread.join(10)
     assert one.outcome == Outcome("unfinished")
+    runs(one, [])
+    assert len(refusals) == 1, "nothing is submitted any more"
 
 
 def test_an_outcome_of_an_earlier_time_is_forgotten(refusals, tmp_path):
