@@ -50,8 +50,12 @@ tables: $(READY) ## rebuild experiments/*/table.md and figure.png from the resul
 bench: corpus ## training speed, against the published compute pattern; ARGS="--quick"
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
-bench-gpu: $(READY) ## training speed and MFU on a CUDA device, random weights; ARGS="--batch 8"
-	$(BIN)/python -m benchmarks.gpu $(ARGS)
+# Whatever Python the machine has may do: nothing is installed for it.
+GPU_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || command -v python3 || echo python)
+bench-gpu: ## training speed and MFU on a CUDA device, random weights; installs nothing; ARGS="--batch 8"
+	@said=$$($(GPU_PYTHON) -c 'import benchmarks.gpu' 2>&1) || { \
+	echo "diva: $(GPU_PYTHON) lacks something ($$(echo "$$said" | tail -1)): install it, or make setup"; exit 2; }
+	$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
 bench-generate: setup ## speed of answering, against the published algorithm; ARGS="--model RUN"
 	$(BIN)/python -m benchmarks.generation $(ARGS)

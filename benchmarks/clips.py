@@ -9,19 +9,19 @@ import soundfile
 
 from diva.audio import SAMPLE_RATE
 from diva.data.common_voice import CommonVoice
+from diva.data.lengths import _COMMON_VOICE
 from diva.data.manifest import Manifest
 from diva.errors import UserError
 
-# Common Voice 17 English: half of the clips last less than about 5 s. Log-normal, cut where few are left.
-MEDIAN_SECONDS = 5.0
-SIGMA = 0.4
+# Lengths are log-normal, as diva.plan assumes them to be, and cut where few are left.
 SHORTEST_SECONDS, LONGEST_SECONDS = 1.0, 15.0
 SPOKEN = "cv-corpus-spoken-mini"
 
 
 def wanted_seconds(count: int, seed: int = 0) -> np.ndarray:
     """Lengths [count] in seconds, the same for the same seed."""
-    drawn = np.random.default_rng(seed).lognormal(np.log(MEDIAN_SECONDS), SIGMA, count)
+    median, spread = _COMMON_VOICE["median_seconds"], _COMMON_VOICE["spread"]
+    drawn = np.random.default_rng(seed).lognormal(np.log(median), spread, count)
     return drawn.clip(SHORTEST_SECONDS, LONGEST_SECONDS)
 
 

@@ -2,14 +2,19 @@
 
 `python -m benchmarks.gpu [--experiments NAME ...] [--batch 8] [--peak-tflops N] [key=value ...]` needs one CUDA
 device; 80 GB for the paper's size (8 B parameters in bfloat16, 0.9 B trained). Weights are random and of the shipped
-architectures, so nothing is loaded. MFU is the FLOPs that `diva.costs` counts in the model's own code over what the
-device could do at its peak. Not run at full size yet: there was no GPU where it was written.
+architectures, so nothing is loaded, and no corpus is needed. Nor is `make setup`, where torch, torchaudio, lightning,
+transformers, hydra-core, rich, soundfile, pyarrow and scipy are there: run it from the repository's root.
+
+The keys are those of diva.train, hardware.precision and hardware.activation_checkpointing among them. MFU is the FLOPs
+that `diva.costs` counts in the model's own code, what is computed a second time left out, over what the device could do
+at its peak in bfloat16.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +26,12 @@ from benchmarks.measure import RESULTS, markdown, peak_bytes, reset_peak, write_
 from diva.audio import padded_samples
 from diva.cli import check_overrides, exit_codes, make, quieten
 from diva.costs import Batch, Work, count_flops, prepare, step
+from diva.devices import peak_tflops
 from diva.errors import UserError
+from diva.memory import Run
 from diva.models.config import DivaConfig
 from diva.models.skeleton import Architecture, architecture
 
-# Makers' figures for dense bfloat16, by what the device's name contains.
-PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "RTX 4090": 165.0, "L4": 121.0}
 # A clip of Common Voice's median length, and the tokens of its transcript.
 CLIP_SECONDS, CLIP_TOKENS = 5.0, 15
 
@@ -54,14 +59,6 @@ def main() -> None:
     )
 
 
-def peak_tflops(name: str) -> float:
-    """Of the device of this name; UserError for one that is not known."""
-    for part, tflops in PEAK_TFLOPS.items():
-        if part in name:
-            return tflops
-    raise UserError(f"the peak of {name} is not known here; give --peak-tflops, for dense bfloat16")
-
-
 def measure(
     config: DictConfig,
     parts: Architecture,
@@ -70,11 +67,12 @@ def measure(
     peak: float,
 ) -> dict[str, Any]:
     """Median seconds of a whole optimizer step, nothing kept from step to step; `peak` in TFLOP/s."""
+    hardware = config.hardware
     model_config: DivaConfig = make(config.model)
     queries = model_config.adapter.num_query_tokens
     batch = Batch(arguments.batch, padded_samples(CLIP_SECONDS), CLIP_TOKENS, max(queries, CLIP_TOKENS))
-    work = Work(accelerator="cpu" if device.type == "cpu" else "gpu", accumulates=False)
-    flops = sum(count_flops(model_config, parts, batch, work).values())
+    work = work_of(config, device)
+    flops = sum(count_flops(model_config, parts, batch, replace(work, recomputes=False)).values())
     torch.manual_seed(config.seed)
     model = prepare(model_config, parts, work, device).train()
     optimizer = make(config.optimizer.algorithm)(model.adapter.parameters())
@@ -84,13 +82,16 @@ def measure(
         started = _now(device)
         optimizer.zero_grad()
         step(model, batch, work, lambda stage: None)
-        torch.nn.utils.clip_grad_norm_(model.adapter.parameters(), config.optimizer.gradient_clip)
+        if config.optimizer.gradient_clip > 0:
+            torch.nn.utils.clip_grad_norm_(model.adapter.parameters(), config.optimizer.gradient_clip)
         optimizer.step()
         seconds.append(_now(device) - started)
     median = statistics.median(seconds[1:])  # the first warms up
     return {
         "batch": batch.rows,
         "queries": queries,
+        "precision": hardware.precision,
+        "checkpointing": hardware.activation_checkpointing,
         "n": arguments.rounds,
         "step_seconds": round(median, 4),
         "least": round(min(seconds[1:]), 4),
@@ -100,6 +101,19 @@ def measure(
         "mfu": round(flops / median / (peak * 1e12), 4),
         "megabytes": round(peak_bytes(device) / 1e6),
     }
+
+
+def work_of(config: DictConfig, device: torch.device) -> Work:
+    """What a run of this config does in a step with both losses when it keeps nothing."""
+    return replace(
+        Run(config).work,
+        aligns=True,
+        distills=True,
+        frames_at_hand=False,
+        teacher_at_hand=False,
+        accumulates=False,
+        accelerator="cpu" if device.type == "cpu" else "gpu",
+    )
 
 
 def _now(device: torch.device) -> float:

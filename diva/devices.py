@@ -1,6 +1,7 @@
 """What a hardware config computes on: how many devices, what they hold and how fast they are."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,19 @@ class Device:
     here: bool  # this machine has it
 
 
-# Makers' figures, dense bfloat16.
-_H100 = Device("gpu", 80 * 10**9, 989.0, "assumed: NVIDIA H100 SXM, 80 GB", False)
+# Makers' figures for dense bfloat16, by words of the device's name; of several the first counts.
+PEAK_TFLOPS = {
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "L4": 121.0,
+    "RTX 4090": 165.0,
+}
+_H100 = Device("gpu", 80 * 10**9, PEAK_TFLOPS["H100"], "assumed: NVIDIA H100 SXM, 80 GB", False)
 _TPU_V4 = Device("tpu", 32 * _GIB, 275.0, "assumed: TPU v4 chip, 32 GiB", False)
 
 
@@ -60,6 +72,14 @@ def _found(accelerator: str) -> Device:
     if accelerator in ("cpu", "auto"):
         return Device("cpu", host_memory(), None, f"this CPU, {torch.get_num_threads()} threads", True)
     return Device(accelerator, None, None, f"{accelerator}, of which nothing is known", False)
+
+
+def peak_tflops(name: str) -> float:
+    """Of the device of this name, in dense bfloat16. Raises UserError for one that is not known."""
+    for words, tflops in PEAK_TFLOPS.items():
+        if re.search(rf"\b{words}\b", name):
+            return tflops
+    raise UserError(f"the peak of {name} is not known here; give --peak-tflops, for dense bfloat16")
 
 
 def host_memory() -> int | None:

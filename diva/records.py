@@ -4,7 +4,8 @@ import json
 import platform
 import subprocess
 import time
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +112,22 @@ def environment(apart_from: str | None = None) -> dict[str, Any]:
     """Git revision (see `git_revision`), versions and machine: what a figure rests on."""
     return {
         "revision": git_revision(apart_from),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _VERSIONS}},
+        "versions": _versions(),
         "machine": {
             "system": platform.platform(),
             "cpu_threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of what is installed: a benchmark may do with less than training."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def git_revision(apart_from: str | None = None) -> str:

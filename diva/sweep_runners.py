@@ -175,10 +175,11 @@ class LocalRuns:
 
 
 def _shares(n_jobs: int, accelerator: str, devices: int) -> list[dict[str, str]]:
-    """Environment variables that give each of `n_jobs` runs its cores and GPUs."""
+    """Environment variables that give each of `n_jobs` runs, of `devices` processes, its cores and GPUs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared = n_jobs > 1 and "OMP_NUM_THREADS" not in os.environ
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // n_jobs))} if shared else {}
+    each_process = max(1, cores // (n_jobs * max(devices, 1)))
+    threads = {"OMP_NUM_THREADS": str(each_process)} if shared else {}
     if accelerator != "gpu" or n_jobs == 1:
         return [threads] * n_jobs
     named = os.environ.get("CUDA_VISIBLE_DEVICES")

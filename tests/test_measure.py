@@ -2,11 +2,15 @@
 
 import json
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks.measure import write_results
 from diva import records
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -41,6 +45,21 @@ def test_a_changed_source_is_a_change(clone):
     committed = records.git_revision()
     (clone / "diva" / "records.py").write_text("[]\n")
     assert records.git_revision() == records.git_revision("benchmarks/results") == f"{committed}-dirty"
+
+
+def test_the_gpu_benchmark_needs_little():
+    """A machine with a GPU and torch has not all that training may want."""
+    spared = {"datasets", "wandb", "optuna", "submitit", "tensorboard", "gguf", "sacrebleu", "sklearn"}
+    script = f"import sys; import benchmarks.gpu; print(sorted({spared} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_what_is_not_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr(records, "_VERSIONS", ("torch", "no-such-package"))
+    assert records.environment()["versions"].keys() == {"python", "torch"}
 
 
 def test_outside_a_clone_the_revision_is_unknown(tmp_path, monkeypatch):

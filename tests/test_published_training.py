@@ -17,6 +17,7 @@ from diva.audio import decode, pad_clips
 from diva.cli import check_overrides, make
 from diva.data.batch import SpeechBatch
 from diva.data.common_voice import CommonVoice
+from diva.devices import peak_tflops
 from diva.errors import UserError
 from diva.models.build import build, load_tokenizer
 from diva.models.config import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
@@ -314,14 +315,39 @@ def test_how_training_grows(spoken, tiny_overrides, tmp_path, monkeypatch):
         growth.measure(growth.Row(queries=65), arguments)
 
 
-def test_a_gpu_step_of_tiny_models(tiny_overrides, monkeypatch):
+def measured_on_cpu(monkeypatch, *overrides: str) -> dict:
     monkeypatch.setattr("sys.argv", ["benchmarks.gpu", "--batch", "2", "--rounds", "2"])
-    config = check_overrides("train", ["data.root=null", *tiny_overrides])
+    config = check_overrides("train", ["data.root=null", *overrides])
     parts = architecture(make(config.model))
-    row = gpu.measure(config, parts, gpu.parse_arguments(), torch.device("cpu"), peak=0.1)
+    return gpu.measure(config, parts, gpu.parse_arguments(), torch.device("cpu"), peak=0.1)
+
+
+def test_a_gpu_step_of_tiny_models(tiny_overrides, monkeypatch):
+    row = measured_on_cpu(monkeypatch, *tiny_overrides)
     assert (row["batch"], row["n"], row["queries"]) == (2, 2, 48)
     assert row["clips_per_second"] == pytest.approx(2 / row["step_seconds"], rel=0.05)
     assert row["mfu"] == pytest.approx(row["gflop_per_clip"] / 1000 * row["clips_per_second"] / 0.1, abs=1e-3)
+
+
+def test_a_gpu_step_is_what_the_config_asks_for(tiny_overrides, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        gpu, "step", lambda model, *given, step=gpu.step: (seen.append(model), step(model, *given))
+    )
+    plain = measured_on_cpu(monkeypatch, *tiny_overrides)
+    other = measured_on_cpu(
+        monkeypatch, *tiny_overrides, "hardware.precision=32-true", "model.frozen_dtype=float32",
+        "hardware.activation_checkpointing=true",
+    )  # fmt: skip
+    assert (plain["precision"], plain["checkpointing"]) == ("bf16-mixed", False)
+    assert (other["precision"], other["checkpointing"]) == ("32-true", True)
+    assert other["gflop_per_clip"] == plain["gflop_per_clip"], "what is computed twice counts once"
+    recomputes = ["forward" in vars(model.llm.base_model.layers[0]) for model in seen]
+    assert recomputes == [False] * 3 + [True] * 3
+    assert (
+        gpu.work_of(check_overrides("train", ["hardware.precision=32-true"]), torch.device("cpu")).autocast
+        is None
+    )
 
 
 def test_no_gpu_is_one_line(monkeypatch, capsys):
@@ -331,9 +357,17 @@ def test_no_gpu_is_one_line(monkeypatch, capsys):
         gpu.main()
     assert left.value.code == 2
     assert "needs a CUDA device" in capsys.readouterr().err
-    assert gpu.peak_tflops("NVIDIA H100 80GB HBM3") == 989
-    with pytest.raises(UserError, match="--peak-tflops"):
-        gpu.peak_tflops("NVIDIA T4")
+
+
+def test_peaks_are_those_of_the_very_device():
+    found = {
+        name: peak_tflops(f"NVIDIA {name}") for name in ("H100 80GB HBM3", "H100 PCIe", "L40", "L40S", "L4")
+    }
+    assert list(found.values()) == [989, 756, 181, 362, 121]
+    assert peak_tflops("NVIDIA A100-SXM4-80GB") == 312
+    for name in ("NVIDIA T4", "NVIDIA GH200 480GB"):
+        with pytest.raises(UserError, match="--peak-tflops"):
+            peak_tflops(name)
 
 
 def test_a_corpus_that_is_not_there_is_one_line(tmp_path, monkeypatch, capsys):

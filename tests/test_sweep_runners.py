@@ -145,6 +145,7 @@ def test_runs_at_a_time_share_the_machine(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     assert sweep_runners._shares(2, "cpu", 1) == [{"OMP_NUM_THREADS": "4"}] * 2
+    assert sweep_runners._shares(2, "cpu", 2) == [{"OMP_NUM_THREADS": "2"}] * 2, "of two processes each"
     shares = sweep_runners._shares(2, "gpu", 2)
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4,5", "6,7"]
     with pytest.raises(UserError, match="need 6 GPUs; there are 4"):
