@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -383,6 +384,28 @@ def test_the_command(tmp_path):
     assert plan["devices"] == 8
     assert plan["memory_total"] == sum(plan["memory"]["device"].values())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json"]
+
+
+def readme_plan() -> tuple[list[str], str]:
+    """The arguments of the plan in the README, and what it is said to print."""
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    (command,) = re.findall(r"^python -m diva\.plan (.*)$", text, re.MULTILINE)
+    return command.split(), text.partition("<!-- plan -->\n```\n")[2].partition("```\n<!-- /plan -->")[0]
+
+
+def without_this_machine(printed: str) -> str:
+    """Without what the interpreter and its libraries take here, and how wide the terminal is."""
+    return " ".join(re.sub(r"memory of each machine +│ \S+", "", printed).split())
+
+
+@pytest.mark.integration
+def test_the_plan_in_the_readme_is_what_the_command_prints(tmp_path):
+    arguments, said = readme_plan()
+    done = run_command("diva.plan", *arguments, cache=tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    title, _, printed = done.stdout.partition("\n")
+    assert title == " ".join(arguments)
+    assert without_this_machine(printed) == without_this_machine(said)
 
 
 @pytest.mark.integration
