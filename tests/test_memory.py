@@ -63,6 +63,8 @@ def mini_clips(tiny_release):
 def with_memory(monkeypatch, size: int) -> None:
     device = Device("cpu", size, None, "a CPU of the test", True)
     monkeypatch.setattr(diva.memory, "find_device", lambda *arguments: device)
+    # What this process holds depends on the tests before.
+    monkeypatch.setattr(diva.memory, "resident_bytes", lambda: 500_000_000)
 
 
 def test_only_what_cannot_fit_is_refused(mini_clips, monkeypatch):
