@@ -173,13 +173,15 @@ class SampleResponses(Callback):
         self.count = count
         self.max_new_tokens = max_new_tokens
         self.rows: list[tuple[str, str, str]] = []
+        self._asked = False
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._asked = True  # on every rank, where only one keeps the answers
         self.respond(trainer, module)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         # A run that was stopped after its last step trains no more, but is validated.
-        if trainer.state.fn == TrainerFn.VALIDATING and not self.rows:
+        if trainer.state.fn == TrainerFn.VALIDATING and not self._asked:
             self.respond(trainer, module)
 
     @rank_zero_only
