@@ -9,7 +9,7 @@ import soundfile
 
 from diva.audio import SAMPLE_RATE
 from diva.data.common_voice import CommonVoice
-from diva.data.lengths import _COMMON_VOICE
+from diva.data.lengths import COMMON_VOICE
 from diva.data.manifest import Manifest
 from diva.errors import UserError
 
@@ -20,7 +20,7 @@ SPOKEN = "cv-corpus-spoken-mini"
 
 def wanted_seconds(count: int, seed: int = 0) -> np.ndarray:
     """Lengths [count] in seconds, the same for the same seed."""
-    median, spread = _COMMON_VOICE["median_seconds"], _COMMON_VOICE["spread"]
+    median, spread = COMMON_VOICE["median_seconds"], COMMON_VOICE["spread"]
     drawn = np.random.default_rng(seed).lognormal(np.log(median), spread, count)
     return drawn.clip(SHORTEST_SECONDS, LONGEST_SECONDS)
 

@@ -154,8 +154,10 @@ class SpeechDataset(Dataset[SpeechBatch]):
     def _tokens(self, clip: int, samples: int) -> list[int]:
         """The token ids of a clip's transcript, at least one and no more than it has virtual tokens."""
         ids = transcript_tokens(self.tokenizer, [self.manifest.text(clip)])[0]
-        most = tokens_read(torch.tensor(samples), self.max_tokens, self.tokens_per_second)
-        if fault := transcript_fault(len(ids), int(most)):
+        most = self.max_tokens
+        if self.tokens_per_second is not None:
+            most = int(tokens_read(torch.tensor(samples), most, self.tokens_per_second))
+        if fault := transcript_fault(len(ids), most):
             raise fault
         return ids
 

@@ -19,7 +19,7 @@ from diva.errors import AudioFault, UserError
 _CHARACTERS_PER_TOKEN = 4  # of English
 _TOKENS_PER_SECOND = 3.5  # of read English: 2.5 words
 # Common Voice 17 English, training split; the spread is that of the logarithm of the seconds.
-_COMMON_VOICE = {"clips": 1_100_000, "median_seconds": 5.0, "spread": 0.35}
+COMMON_VOICE = {"clips": 1_100_000, "median_seconds": 5.0, "spread": 0.35}
 _SPOKEN_MINI = {"clips": 5_220, "median_seconds": 2.2, "spread": 0.21}
 _QUANTILES = 2_000
 _HEADERS = 200  # clips whose headers are read where a corpus does not list durations
@@ -103,7 +103,7 @@ def _header_seconds(audio: Any, rows: np.ndarray) -> np.ndarray:
 
 def _assumed(data: Any, median_seconds: float | None) -> ClipLengths:
     spoken = data.corpus._target_.endswith(SpokenMini.__name__)
-    known = _SPOKEN_MINI if spoken else _COMMON_VOICE
+    known = _SPOKEN_MINI if spoken else COMMON_VOICE
     median = median_seconds or known["median_seconds"]
     share = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     longest = data.get("max_seconds") or WHISPER_SECONDS
