@@ -28,9 +28,9 @@ from diva.cli import check_overrides, exit_codes, make, quieten
 from diva.costs import Batch, Work, count_flops, prepare, step
 from diva.devices import peak_tflops
 from diva.errors import UserError
-from diva.memory import Run
 from diva.models.config import DivaConfig
 from diva.models.skeleton import Architecture, architecture
+from diva.planned_run import Run
 
 # A clip of Common Voice's median length, and the tokens of its transcript.
 CLIP_SECONDS, CLIP_TOKENS = 5.0, 15

@@ -1,7 +1,6 @@
 """What benchmarks share: time and memory by part, contenders in turn, medians, result files."""
 
 import csv
-import ctypes
 import json
 import re
 import statistics
@@ -14,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diva.devices import give_back_memory
 from diva.markdown import table
 from diva.records import environment
 
 RESULTS = Path(__file__).parent / "results"
-_LIBC = ctypes.CDLL(None)
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -74,9 +73,7 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR.exists():
-        # glibc keeps what is freed, and would give it to the next contender
-        if hasattr(_LIBC, "malloc_trim"):
-            _LIBC.malloc_trim(0)
+        give_back_memory()  # or the next contender would have it
         _CLEAR.write_text("5")  # proc(5)
 
 

@@ -2,8 +2,10 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from diva.errors import UserError
@@ -31,6 +33,19 @@ def check_adapter_keys(found: dict[str, Tensor], expected: dict[str, Tensor]) ->
                 f"the checkpoint is of another adapter: {key} has shape {list(value.shape)}, the model"
                 f" {list(expected[key].shape)}; resume with the model config of the run it comes from"
             )
+
+
+class StreamedCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint as it goes, where Lightning's puts two copies of it together in memory first.
+
+    So a process that is killed may leave half a file: the caller renames (`diva.callbacks.LastCheckpoint`).
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(checkpoint, path)
 
 
 def check_resumable(path: Path) -> None:

@@ -1,7 +1,9 @@
 """What a hardware config computes on: how many devices, what they hold and how fast they are."""
 
+import ctypes
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from diva.errors import UserError
 
 _GIB = 2**30
+_LIBC = ctypes.CDLL(None)
 # Devices of a node that "all" stands for where none is here to be counted.
 _ASSUMED_DEVICES = 8
 
@@ -103,6 +106,12 @@ def resident_bytes() -> int:
     """Bytes of memory that this process has: interpreter, libraries, and what it has made so far."""
     file = Path("/proc/self/statm")
     return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if file.is_file() else 0
+
+
+def give_back_memory() -> None:
+    """Return to the system what this process has freed: glibc keeps it, in pieces that later tensors may not fit."""
+    if sys.platform == "linux" and hasattr(_LIBC, "malloc_trim"):
+        _LIBC.malloc_trim(0)
 
 
 def devices_per_node(hardware: Any) -> tuple[int, str]:

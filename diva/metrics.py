@@ -1,9 +1,13 @@
 """What validation measures, as pure functions; each returns one value per sample."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from diva.objectives import last_virtual_tokens
+
+# Of the vocabulary at a time: a large model's whole embedding matrix takes gigabytes in float32.
+_ROWS = 8192
 
 
 def aligned_tokens(virtual_tokens: Tensor, token_ids: Tensor, tokens: Tensor, embeddings: Tensor) -> Tensor:
@@ -18,9 +22,16 @@ def aligned_tokens(virtual_tokens: Tensor, token_ids: Tensor, tokens: Tensor, em
 
 def nearest_tokens(vectors: Tensor, embeddings: Tensor) -> Tensor:
     """Vectors [n, D] -> ids [n] of the nearest rows of the embedding matrix [V, D] in L2."""
-    embeddings = embeddings.float()
-    # argmin |v - e|^2 = argmax v.e - |e|^2 / 2: one product instead of n V differences.
-    return (vectors.float() @ embeddings.T - embeddings.square().sum(dim=1) / 2).argmax(dim=1)
+    vectors = vectors.float()
+    scores, ids = [], []
+    for first in range(0, len(embeddings), _ROWS):
+        some = embeddings[first : first + _ROWS].float()
+        # argmin |v - e|^2 = argmax v.e - |e|^2 / 2: one product instead of n V differences.
+        score, row = (vectors @ some.T - torch.linalg.vector_norm(some, dim=1).square() / 2).max(dim=1)
+        scores.append(score)
+        ids.append(row + first)
+    best = torch.stack(scores).argmax(dim=0, keepdim=True)
+    return torch.stack(ids).gather(0, best).squeeze(0)
 
 
 def first_token_agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from rich.table import Table
 from diva.cli import check_overrides, exit_codes, quieten
 from diva.errors import UserError
 from diva.hardware import check_settings
-from diva.memory import Memory, Run, largest_micro_batch, largest_val_batch, memory_of
+from diva.memory import Memory, largest_micro_batch, largest_val_batch, memory_of
+from diva.planned_run import Run
 from diva.timing import Phase, Timing
 
 

@@ -11,7 +11,7 @@ from diva.cli import make
 from diva.costs import Batch, Figures, Work, count_flops, of_layers
 from diva.data.lengths import clip_lengths
 from diva.errors import UserError
-from diva.memory import Run
+from diva.planned_run import Run
 
 # Of a device's peak, where neither it nor a measurement is at hand. Published trainings of large models reach 0.3
 # to 0.5.

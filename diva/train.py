@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from diva.activations import checkpoint_activations
 from diva.audio import WHISPER_SECONDS
 from diva.callbacks import LastCheckpoint, RunProgress, Throughput
-from diva.checkpoints import check_resumable
+from diva.checkpoints import StreamedCheckpointIO, check_resumable
 from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail, make, quieten
 from diva.data.datamodule import SpeechDataModule
 from diva.errors import UserError
@@ -194,6 +194,7 @@ def make_trainer(config: DictConfig, folder: Path, callbacks: list) -> Trainer:
             log_every_n_steps=config.log_every,
             logger=loggers,
             callbacks=callbacks,
+            plugins=None if hardware.accelerator == "tpu" else StreamedCheckpointIO(),  # XLA brings its own
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -21,6 +21,7 @@ from diva import metrics
 from diva.checkpoints import adapter_state, check_adapter_keys
 from diva.data.batch import SpeechBatch
 from diva.data.manifest import Skip
+from diva.devices import give_back_memory
 from diva.models.diva import DivaForConditionalGeneration
 from diva.objectives import Objective, align_distances, distill_distances, last_virtual_tokens
 from diva.precompute import FrameTable, Precompute, TeacherTable
@@ -92,6 +93,7 @@ class DivaTraining(LightningModule):
             if frames is not None:
                 self.frames[split] = frames
                 data.leave_out_waveforms(split)
+        give_back_memory()
 
     def virtual_tokens(self, batch: SpeechBatch, split: str) -> Tensor:
         """v [B, Q, D] of a batch of a split."""
@@ -212,10 +214,11 @@ class DivaTraining(LightningModule):
             found = metrics.aligned_tokens(v, batch.token_ids, batch.tokens, embeddings)
             return found, torch.ones_like(found)
         last, valid = last_virtual_tokens(v, batch.token_ids.shape[1], batch.tokens)
-        nearest = torch.stack([metrics.nearest_tokens(row, embeddings) for row in last])
-        return nearest == batch.token_ids, valid
+        nearest = metrics.nearest_tokens(last.flatten(0, 1), embeddings)
+        return nearest.view_as(valid) == batch.token_ids, valid
 
     def on_validation_epoch_start(self) -> None:
+        give_back_memory()  # its tensors have other sizes than those of training
         data = self.trainer.datamodule
         self.measured = {
             (name, m): torch.zeros(2, device=self.device) for name in data.val for m in _MEASURES

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import noise
+from tiny import noise
 
 from diva.attention import Attention, cross_attention, plot
 from diva.audio import LogMel, pad_clips, valid_frames

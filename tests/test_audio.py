@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import noise
+from tiny import noise
 from transformers import WhisperFeatureExtractor
 
 from diva.audio import SAMPLE_RATE, LogMel, decode, pad_clips, padded_samples, valid_frames

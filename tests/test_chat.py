@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import TEMPLATE, make_tokenizer, noise
+from tiny import TEMPLATE, make_tokenizer, noise
 
 from diva import DivaForConditionalGeneration
 from diva.audio import to_waveform, windows

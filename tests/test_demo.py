@@ -14,9 +14,9 @@ import pytest
 import soundfile
 import torch
 from command_line import command, environment, run
-from conftest import noise
 from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
 from safetensors.torch import load_file, save_file
+from tiny import noise
 
 from diva.audio import to_waveform
 from diva.demo import GREEDY, Demo, Turn, messages, models, shown

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from command_line import metrics, run, run_ranks
-from conftest import noise, write_release
+from tiny import noise, write_release
 
 pytestmark = pytest.mark.integration
 SHORT = ["max_steps=6", "val_every=6", "sample_responses=2", "objective.distill_from_step=2"]

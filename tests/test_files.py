@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 from command_line import environment
-from conftest import noise
 from safetensors.torch import load_file, save_file
+from tiny import noise
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
 
 import diva

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import soundfile
 from command_line import run
-from conftest import noise
+from tiny import noise
 
 from diva.curves import newest_run, results, write_between_marks
 from diva.errors import UserError

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import noise
+from tiny import noise
 from torch.nn.functional import scaled_dot_product_attention
 
 from diva.audio import pad_clips

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import noise
+from tiny import noise
 from transformers import AutoModelForCausalLM, WhisperModel
 
 from diva.audio import pad_clips, padded_samples

@@ -6,8 +6,8 @@ from pathlib import Path
 import nbformat
 import pytest
 import soundfile
-from conftest import noise
 from nbclient import NotebookClient
+from tiny import noise
 
 from diva.models.load import load_model
 

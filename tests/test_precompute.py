@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from conftest import noise, write_release
+from tiny import noise, write_release
 
 from diva.audio import pad_clips
 from diva.data.common_voice import CommonVoice

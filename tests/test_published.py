@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import make_tokenizer, noise
+from tiny import make_tokenizer, noise
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFeatureExtractor, WhisperModel
 
 from benchmarks.published import Published

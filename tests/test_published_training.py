@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import write_release
+from tiny import write_release
 
 from benchmarks import gpu, growth, savings, training
 from benchmarks.bench import both_losses, restate, transcripts

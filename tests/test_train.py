@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import command, environment, losses, metrics, run, run_ranks
-from conftest import write_release
 from safetensors.torch import load_file
+from tiny import write_release
 
 from diva.audio import pad_clips
 from diva.data.common_voice import CommonVoice

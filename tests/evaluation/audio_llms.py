@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import torch
-from conftest import make_tokenizer
+from tiny import make_tokenizer
 from transformers import (
     Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 from audio_llms import make_qwen2_audio, make_voxtral
-from conftest import noise
+from tiny import noise
 from transformers import VoxtralForConditionalGeneration, VoxtralProcessor
 from transformers.utils import is_mistral_common_available
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from conftest import noise
 from fakes import in_process
+from tiny import noise
 
 from diva.cli import check_overrides, make
 from diva.errors import UserError

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import noise
 from fakes import VOICES, write_result
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from test_demo import chromium
+from tiny import noise
 
 from diva.cli import check_overrides
 from diva.errors import AudioFault, UserError

@@ -1,0 +1,49 @@
+"""A row of a batch: its text in pieces, and how its tokens are drawn."""
+
+import numpy as np
+import torch
+from tiny import make_tokenizer
+
+from diva.serving.protocol import Sampling
+from diva.serving.rows import Job, RowSampling, RowText
+
+
+def test_pieces_are_the_text_whatever_bytes_come():
+    tokenizer = make_tokenizer()
+    rng = np.random.default_rng(0)
+    whole = tokenizer("größe 🙂 naïve 日本語")["input_ids"]
+    for number in range(200):
+        ids = [int(token) for token in rng.integers(0, len(tokenizer), 30)]
+        ids = whole if number == 0 else ids
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        row = RowText(tokenizer)
+        pieces = [row.push(token, last=at == len(ids) - 1) for at, token in enumerate(ids)]
+        assert "".join(pieces) == row.text == text
+        if number == 0:
+            assert not any("�" in piece for piece in pieces)
+        stop = [text[10:12], text[8:11]]
+        row, pieces = RowText(tokenizer, stop), []
+        while not row.stopped:
+            pieces.append(row.push(ids[len(pieces)], last=len(pieces) == len(ids) - 1))
+        first = min(at for at in map(text.find, stop) if at >= 0)
+        assert "".join(pieces) == row.text == text[:first]
+
+
+def test_draws_follow_the_softmax():
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+
+    def shares(temperature: float, top_p: float) -> torch.Tensor:
+        jobs = [
+            Job([], 1, 0, 0, 1, (), Sampling(temperature, top_p, seed), False, print) for seed in range(4000)
+        ]
+        drawn = RowSampling(jobs, torch.device("cpu"))(
+            torch.zeros(len(jobs), 1), logits.expand(len(jobs), -1)
+        )
+        return torch.bincount(drawn.argmax(dim=-1), minlength=4) / len(jobs)
+
+    # 4000 draws: a share has a standard deviation of at most 0.008
+    torch.testing.assert_close(shares(1.0, 1.0), logits.softmax(0), atol=0.03, rtol=0)
+    torch.testing.assert_close(shares(2.0, 1.0), (logits / 2).softmax(0), atol=0.03, rtol=0)
+    two = torch.cat([logits[:2].softmax(0), torch.zeros(2)])
+    torch.testing.assert_close(shares(1.0, 0.7), two, atol=0.03, rtol=0)
+    assert shares(1.0, 0.0)[0] == 1
