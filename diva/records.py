@@ -49,7 +49,19 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if self.config.resume:  # what it was resumed with is known to go together with its checkpoint
+            self._say_changes()
             self._write_config()
+
+    @rank_zero_only
+    def _say_changes(self) -> None:
+        """A resumed run is composed anew: from its overrides, and from the YAML files as they are now."""
+        before, now = (
+            _leaves(config) for config in (OmegaConf.load(self.folder / "config.yaml"), self.config)
+        )
+        keys = sorted((before.keys() | now.keys()) - {"resume"})
+        changed = [f"{k} {before.get(k)} -> {now.get(k)}" for k in keys if before.get(k) != now.get(k)]
+        if changed:
+            self.say(f"resumed with another config: {', '.join(changed)}")
 
     @rank_zero_only
     def _write_config(self) -> None:
@@ -151,3 +163,12 @@ def _git(*command: str) -> str:
     return subprocess.run(
         ["git", *command], cwd=folder, capture_output=True, text=True, check=True
     ).stdout.strip()
+
+
+def _leaves(config: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Key with dots -> value, interpolations resolved."""
+    node = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    if not isinstance(node, dict) or not node:
+        return {".".join(path): node}
+    leaves = (_leaves(child, (*path, str(name))) for name, child in node.items())
+    return {key: value for of_child in leaves for key, value in of_child.items()}

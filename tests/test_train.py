@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -142,6 +143,7 @@ def test_a_killed_run_resumes_to_the_bit(undisturbed, arguments, shared_cache, t
     (folder / "checkpoints" / "last.tmp").write_bytes(b"half a checkpoint")
     done = run("diva.train", f"resume={folder}", cache=shared_cache, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "another config" not in done.stderr
     expected = losses(undisturbed)
     resumed = losses(folder)
     assert resumed.keys() == expected.keys()
@@ -175,6 +177,7 @@ def test_a_resume_that_is_refused_leaves_the_run_as_it_was(undisturbed, shared_c
         assert (folder / "overrides.yaml").read_text() == (undisturbed / "overrides.yaml").read_text()
     done = run("diva.train", f"resume={folder}", "max_steps=12", cache=shared_cache, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert re.search(r"resumed with another config: .*\bmax_steps 10 -> 12\b", done.stderr.replace("\n", " "))
     assert "max_steps=12" in (folder / "overrides.yaml").read_text()
     assert max(losses(folder)) == 11
 
