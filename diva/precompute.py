@@ -146,7 +146,8 @@ def _frames(model: DivaForConditionalGeneration, manifest: Manifest) -> dict[str
     frames = torch.empty(
         int(starts[-1]), encoder.whisper.config.d_model, dtype=encoder.whisper.conv1.weight.dtype
     )
-    for batch in _track(list(_chunks(order)), "the encoder listens"):
+    # The longest first: what one batch has freed has room for the next.
+    for batch in _track(list(_chunks(order))[::-1], "the encoder listens"):
         padded, lengths = pad_clips([manifest.waveform(clip) for clip in batch])
         encoded, mask = encoder(padded.to(device), lengths.to(device))
         for clip, row, valid in zip(batch, encoded, mask.sum(dim=1).tolist(), strict=True):

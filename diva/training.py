@@ -121,6 +121,11 @@ class DivaTraining(LightningModule):
         micro_batches = batch.micro_batches(self.micro_batch_size)
         sums = torch.zeros(2, device=self.device)
         optimizer.zero_grad()
+        if self.device.type == "xla" and len(micro_batches) > 1:
+            # Zeros to add to, in a program of their own: all micro-batches of a shape are then one program.
+            for parameter in self.model.adapter.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            end_of_graph(self.device)
         for number, micro in enumerate(micro_batches, start=1):
             distill, align = self.loss_sums(micro.to(self.device), distills)
             loss = self.objective.distill_weight * distill / max(clips, 1)
@@ -130,7 +135,7 @@ class DivaTraining(LightningModule):
                 # DDP averages gradients over ranks, while the denominators above are already global.
                 self.manual_backward(loss * self.trainer.world_size)
             sums += torch.stack([distill.detach(), align.detach()])
-            if not last:
+            if len(micro_batches) > 1:
                 end_of_graph(self.device)  # one program for all micro-batches, not one that repeats itself
         optimizer.step()
         self.lr_schedulers().step()

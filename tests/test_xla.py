@@ -84,13 +84,15 @@ def test_losses_are_those_of_the_cpu(on_cpu, arguments, shared_cache, tmp_path, 
     weights = [load_file(each / "export" / "model.safetensors") for each in (on_cpu, folder)]
     for key, value in weights[0].items():
         torch.testing.assert_close(weights[1][key], value, atol=1e-3, rtol=0)
-    check_programs(steps)
+    # A v4 takes one clip at a time: making gradients of zero and updating weights are then programs of their own.
+    check_programs(steps, beside=5 if hardware == "tpu_v4_256" else 3)
 
 
-def check_programs(steps: list[dict[str, int]]) -> None:
+def check_programs(steps: list[dict[str, int]], beside: int) -> None:
+    """One for each shape, and so many that do not depend on shapes."""
     shapes = {step["samples"] for step in steps}
     assert len(shapes) == BUCKETS, "both shapes have to come"
-    assert sum(step["compiles"] for step in steps) <= len(shapes) + 3
+    assert sum(step["compiles"] for step in steps) <= len(shapes) + beside
     on_host = {name: n for step in steps for name, n in step.items() if name.startswith("aten::") and n}
     assert not on_host, "operations of a step that XLA leaves to the host"
 
