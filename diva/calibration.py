@@ -7,6 +7,7 @@ about a small model. Each stage is timed with its real shapes on models of few l
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def stage_seconds(
 ) -> Figures:
     """Seconds of each stage of a training step on one micro-batch at full depth, and of its "optimizer".
 
-    Each is the fastest of a few rounds: what else the machine does is not of the run's making.
+    Each is the median of a few rounds: what else the machine does, it does to the run as well.
     """
     config, parts = _without_words(config, parts)
     timers = []
@@ -47,8 +48,10 @@ def stage_seconds(
         timers.append(_Timer(model, batch, work, optimizer(model.adapter.parameters()), gradient_clip))
     # In turns, so that a disturbance does not fall on one depth alone; the first round warms up.
     rounds = [[timer() for timer in timers] for _ in range(_ROUNDS + 1)][1:]
-    fastest = [{stage: min(of[n][stage] for of in rounds) for stage in rounds[0][n]} for n in range(2)]
-    seconds = stages_at_full_depth(fastest[0], fastest[1], _FURTHER, parts.layers)
+    base, deeper = (
+        {stage: median(of[n][stage] for of in rounds) for stage in rounds[0][n]} for n in range(2)
+    )
+    seconds = stages_at_full_depth(base, deeper, _FURTHER, parts.layers)
     return {stage: max(0.0, value) for stage, value in seconds.items()}
 
 
