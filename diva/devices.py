@@ -3,7 +3,6 @@
 import ctypes
 import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +109,7 @@ def resident_bytes() -> int:
 
 def give_back_memory() -> None:
     """Return to the system what this process has freed: glibc keeps it, in pieces that later tensors may not fit."""
-    if sys.platform == "linux" and hasattr(_LIBC, "malloc_trim"):
+    if hasattr(_LIBC, "malloc_trim"):
         _LIBC.malloc_trim(0)
 
 

@@ -119,9 +119,10 @@ class DivaTraining(LightningModule):
         ]
         clips, tokens, faults = self._sum_over_ranks(torch.stack(counts)).tolist()
         micro_batches = batch.micro_batches(self.micro_batch_size)
+        accumulates = len(micro_batches) > 1
         sums = torch.zeros(2, device=self.device)
         optimizer.zero_grad()
-        if self.device.type == "xla" and len(micro_batches) > 1:
+        if accumulates and self.device.type == "xla":
             # Zeros to add to, in a program of their own: all micro-batches of a shape are then one program.
             for parameter in self.model.adapter.parameters():
                 parameter.grad = torch.zeros_like(parameter)
@@ -135,7 +136,7 @@ class DivaTraining(LightningModule):
                 # DDP averages gradients over ranks, while the denominators above are already global.
                 self.manual_backward(loss * self.trainer.world_size)
             sums += torch.stack([distill.detach(), align.detach()])
-            if len(micro_batches) > 1:
+            if accumulates:
                 end_of_graph(self.device)  # one program for all micro-batches, not one that repeats itself
         optimizer.step()
         self.lr_schedulers().step()

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,10 +87,3 @@ def metrics(client: openai.OpenAI) -> dict[str, float]:
     url = str(client.base_url).replace("/v1/", "/metrics")
     text = httpx.get(url, headers={"authorization": f"Bearer {client.api_key}"}).text
     return {name: float(value) for name, value in re.findall(r"^([^#].*) (\S+)$", text, re.M)}
-
-
-def until(true, seconds: float = 5.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)

@@ -21,10 +21,10 @@ from requests_to_diva import (
     post,
     spoken,
     subprocess_server,
-    until,
     user,
     wav,
 )
+from stand_ins import wait_until
 from tiny import noise
 
 from diva import serve
@@ -64,7 +64,7 @@ def test_a_full_queue(slow_server, model):
     runs = call(max_tokens=100, stream=True)  # comes back with its first piece: it runs
     waits = threading.Thread(target=call, kwargs={"max_tokens": 2})
     waits.start()
-    until(lambda: metrics(client)["diva_active_requests"] == 2)
+    wait_until(lambda: metrics(client)["diva_active_requests"] == 2, 5)
     with pytest.raises(openai.RateLimitError) as refused:
         call(max_tokens=2)
     assert refused.value.response.headers["retry-after"] == "1"
@@ -118,7 +118,7 @@ def test_a_client_that_goes_frees_its_row_and_stalls_nobody(slow_server, model):
     start = time.monotonic()
     list(call(max_tokens=2))
     assert time.monotonic() - start < 2
-    until(lambda: metrics(client)["diva_active_requests"] == 0)
+    wait_until(lambda: metrics(client)["diva_active_requests"] == 0, 5)
     assert metrics(client)['diva_requests_total{status="499"}'] == 1
 
 
@@ -160,7 +160,7 @@ def test_sigterm_ends_what_runs_and_refuses_the_rest(export, shared_cache, model
         stream = client.chat.completions.create(model="diva", messages=chat, max_tokens=200, stream=True)
         pieces = [next(stream).choices[0].delta.content]
         process.send_signal(signal.SIGTERM)
-        until(lambda: refuses(url))
+        wait_until(lambda: refuses(url), 5)
         pieces += [chunk.choices[0].delta.content or "" for chunk in stream]
         assert "".join(pieces) == text
         assert process.wait(timeout=10) == 0
