@@ -1,139 +1,376 @@
-"""Training speed on a GPU: clips a second and MFU, at the paper's size and the mini recipe's.
+"""Training speed on a GPU: clips a second, MFU and memory, at the paper's size, beside the published pattern.
 
-`python -m benchmarks.gpu [--experiments NAME ...] [--batch 8] [--peak-tflops N] [key=value ...]` needs one CUDA
-device; 80 GB for the paper's size (8 B parameters in bfloat16, 0.9 B trained). Weights are random and of the shipped
-architectures, so nothing is loaded, and no corpus is needed. Nor is `make setup`, where torch, torchaudio, lightning,
-transformers, hydra-core, rich, soundfile, pyarrow and scipy are there: run it from the repository's root.
+`python -m benchmarks.gpu [--experiment diva_llama3_8b] [--sides NAME ...] [--batch 8] [--into FOLDER] [key=value ...]`
+needs a CUDA device of 80 GB for the paper's size (8 B parameters in bfloat16, 0.9 B trained). Weights are random and
+of the shipped architectures, so nothing is loaded, and no corpus is needed: clips are noise, as long as in one bucket
+of Common Voice. `--layers 2 2 2` makes the model shallow and `--device cpu` takes the CPU: how the benchmark itself is
+tested.
 
-The keys are those of diva.train, hardware.precision and hardware.activation_checkpointing among them. MFU is the FLOPs
-that `diva.costs` counts in the model's own code, what is computed a second time left out, over what the device could do
-at its peak in bfloat16.
+MFU is the FLOPs that `diva.costs` counts in our model for this work, what is computed a second time left out, over
+what the device could do at its peak in bfloat16. The published pattern is given those of our step on 30 s windows: it
+computes the same losses, and what it computes for padding is no use.
 """
 
 import argparse
+import gc
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
+from torch import Tensor
 
-from benchmarks.measure import RESULTS, markdown, peak_bytes, reset_peak, write_results
-from diva.audio import padded_samples
+from benchmarks.measure import RESULTS, Parts, markdown, peak_bytes, reset_peak, write_results
+from benchmarks.published_training import PublishedTraining
+from benchmarks.step import OurTraining, Variant, training_step
+from diva.audio import SAMPLE_RATE, padded_samples
 from diva.cli import check_overrides, exit_codes, make, quieten
-from diva.costs import Batch, Work, count_flops, prepare, step
+from diva.compilation import compile_parts
+from diva.costs import Batch, Work, count_bytes, count_flops, prepare
+from diva.data.batch import SpeechBatch
 from diva.devices import peak_tflops
 from diva.errors import UserError
+from diva.memory import resident
 from diva.models.config import DivaConfig
+from diva.models.diva import DivaForConditionalGeneration
+from diva.models.encoder import Context
 from diva.models.skeleton import Architecture, architecture
 from diva.planned_run import Run
 
-# A clip of Common Voice's median length, and the tokens of its transcript.
-CLIP_SECONDS, CLIP_TOKENS = 5.0, 15
+# The bucket of Common Voice's median: clips of 4.5 to 5 s, and the tokens of their transcripts.
+SECONDS, TOKENS = (4.5, 5.0), (10, 18)
+# Read a second where the LLM reads in proportion: twice the tokens of quick speech.
+TOKENS_PER_SECOND = 12.0
+
+
+# What is done to the model and not taken back.
+_LASTING = ("compiled", "whole_layers", "float8")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to compute a training step; the defaults are ours on the clip's own length."""
+
+    context: Context = "bucket"
+    published: bool = False
+    reuses_prefix: bool = True
+    in_proportion: bool = False
+    compiled: bool = False
+    whole_layers: bool = False  # of the LLM compiled; they read the prefix anew
+    float8: bool = False
+    recomputes: bool = False
+    times_the_clips: int = 1  # for one that leaves room for more
+
+
+# In this order: what is compiled or converted stays so.
+SIDES = {
+    "published pattern": Side("full", published=True),
+    "ours, 30 s windows": Side("full"),
+    "ours, 30 s windows, prefix read anew": Side("full", reuses_prefix=False),
+    "ours, own length": Side(),
+    "ours, own length, in proportion": Side(in_proportion=True, times_the_clips=2),
+    "ours, own length, activations recomputed": Side(recomputes=True),
+    "compiled, 30 s windows": Side("full", compiled=True),
+    "compiled, own length": Side(compiled=True),
+    "compiled, own length, in proportion": Side(compiled=True, in_proportion=True, times_the_clips=2),
+    "whole layers, 30 s windows": Side("full", compiled=True, whole_layers=True),
+    "whole layers, own length": Side(compiled=True, whole_layers=True),
+    "whole layers, own length, in proportion": Side(
+        compiled=True, whole_layers=True, in_proportion=True, times_the_clips=2
+    ),
+    "float8, 30 s windows": Side("full", compiled=True, whole_layers=True, float8=True),
+    "float8, own length": Side(compiled=True, whole_layers=True, float8=True),
+    "float8, own length, in proportion": Side(
+        compiled=True, whole_layers=True, float8=True, in_proportion=True, times_the_clips=2
+    ),
+}
 
 
 @exit_codes
 def main() -> None:
     arguments = parse_arguments()
-    if not torch.cuda.is_available():
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("benchmarks.gpu needs a CUDA device, and there is none; `make bench` runs on a CPU")
     quieten()
-    device = torch.device("cuda", torch.cuda.current_device())
-    peak = arguments.peak_tflops or peak_tflops(torch.cuda.get_device_name(device))
-    rows = []
-    for experiment in arguments.experiments:
-        chosen = [f"experiment={experiment}", "hardware=gpu", "data.root=null", *arguments.overrides]
-        config = check_overrides("train", chosen)
+    bench = GpuBench.open(arguments, device)
+    rows: list[dict[str, Any]] = []
+    for name in arguments.sides:
+        batch = arguments.batch * SIDES[name].times_the_clips
+        rows.append({"side": name, **bench.measure_what_fits(SIDES[name], batch, arguments.rounds)})
+        print(rows[-1], flush=True)
+        # After each side: what has been measured is kept though the time should run out.
+        write_results(arguments.name, {"rows": rows, "peak_tflops": bench.peak}, report(rows), arguments.into)
+        if name == arguments.profile:
+            text = bench.profile(SIDES[name], rows[-1]["batch"])
+            (arguments.into / f"{arguments.name}_profile.txt").write_text(text)
+    Console(stderr=True).print(report(rows), markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass(eq=False)
+class GpuBench:
+    """A model of random weights at its full size, its optimizer, and what a step of it costs by the count."""
+
+    config: DictConfig
+    parts: Architecture
+    model: DivaForConditionalGeneration
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    peak: float  # TFLOP/s
+    changed: set[str]  # of _LASTING
+
+    @classmethod
+    def open(cls, arguments: argparse.Namespace, device: torch.device) -> "GpuBench":
+        hardware = "cpu" if device.type == "cpu" else "gpu"
+        chosen = [f"experiment={arguments.experiment}", f"hardware={hardware}", "data.root=null"]
+        config = check_overrides("train", [*chosen, *arguments.overrides])
         parts = architecture(make(config.model))
-        rows.append({"experiment": experiment} | measure(config, parts, arguments, device, peak))
-        torch.cuda.empty_cache()
-    text = report(rows)
-    write_results("gpu", {"rows": rows, "peak_tflops": peak}, text, arguments.into)
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
-    print(
-        "  ".join(f"{r['experiment']} {r['clips_per_second']:.2f} clips/s, MFU {r['mfu']:.3f}" for r in rows)
-    )
+        if arguments.layers:
+            parts = parts.with_layers(tuple(arguments.layers))
+        name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
+        peak = arguments.peak_tflops or (peak_tflops(name) if device.type == "cuda" else 1.0)
+        torch.manual_seed(config.seed)
+        work = cls._work_of(config, device, recomputes=False)
+        model = prepare(make(config.model), parts, work, device).train()
+        optimizer = make(config.optimizer.algorithm)(model.adapter.parameters())
+        return cls(config, parts, model, optimizer, device, peak, set())
+
+    @staticmethod
+    def _work_of(config: DictConfig, device: torch.device, recomputes: bool) -> Work:
+        """What a run of this config does in a step with both losses when it keeps nothing."""
+        return replace(
+            Run(config).work,
+            aligns=True,
+            distills=True,
+            frames_at_hand=False,
+            teacher_at_hand=False,
+            accumulates=False,
+            recomputes=recomputes,
+            accelerator="cpu" if device.type == "cpu" else "gpu",
+        )
+
+    def measure_what_fits(self, side: Side, rows: int, rounds: int) -> dict[str, Any]:
+        """`measure` on so many clips, or on the half of them, as often as it takes for them to fit."""
+        while True:
+            try:
+                return self.measure(side, rows, rounds)
+            except torch.cuda.OutOfMemoryError as error:
+                failed = str(error).splitlines()[0]
+            except Exception as error:  # the other sides are still worth their time
+                return {"batch": rows, "failed": f"{type(error).__name__}: {error}"[:500]}
+            self.optimizer.zero_grad()
+            gc.collect()
+            torch.cuda.empty_cache()
+            if rows == 1:
+                return {"batch": rows, "failed": failed}
+            rows //= 2
+
+    def measure(self, side: Side, rows: int, rounds: int) -> dict[str, Any]:
+        """Median seconds of a whole optimizer step on so many clips, and what the plan says of it."""
+        planned = self._planned(side.context, side.in_proportion, side.recomputes, rows)
+        step = self._step(side, speech(rows, self.parts.llm.vocab_size))
+        warmed = time.perf_counter()
+        loss = step()
+        warmed = time.perf_counter() - warmed
+        reset_peak(self.device)
+        seconds = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            loss = step()
+            wait(self.device)
+            seconds.append(time.perf_counter() - started)
+        median = statistics.median(seconds)
+        memory = peak_bytes(self.device)
+        return {
+            **asdict(side),
+            "batch": rows,
+            "n": rounds,
+            "first_step_seconds": round(warmed, 2),
+            "step_seconds": round(median, 4),
+            "least": round(min(seconds), 4),
+            "most": round(max(seconds), 4),
+            "clips_per_second": round(rows / median, 3),
+            "tflop_per_clip": round(planned["flops"] / rows / 1e12, 3),
+            "mfu": round(planned["flops"] / median / (self.peak * 1e12), 4),
+            "gigabytes": round(memory / 1e9, 2),
+            "planned_gigabytes": round(planned["bytes"] / 1e9, 2),
+            "loss": round(loss, 4),
+        }
+
+    def profile(self, side: Side, rows: int, top: int = 30) -> str:
+        """The kernels of one step, the longest first."""
+        step = self._step(side, speech(rows, self.parts.llm.vocab_size))
+        step()
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        if self.device.type == "cuda":
+            kinds.append(torch.profiler.ProfilerActivity.CUDA)
+        with torch.profiler.profile(activities=kinds) as profile:
+            step()
+            wait(self.device)
+        key = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+        return profile.key_averages().table(sort_by=key, row_limit=top, max_name_column_width=80)
+
+    @cache  # noqa: B019
+    def _planned(
+        self, context: Context, in_proportion: bool, recomputes: bool, rows: int
+    ) -> dict[str, float]:
+        """FLOPs of a step, what is computed twice left out, and the most bytes of the device that it takes."""
+        model: DivaConfig = make(self.config.model)
+        rate = TOKENS_PER_SECOND if in_proportion else None
+        model.adapter = replace(model.adapter, tokens_per_second=rate)
+        model.encoder = replace(model.encoder, context=context)
+        queries = model.adapter.num_query_tokens
+        batch = Batch(rows, padded_samples(SECONDS[1]), TOKENS[1], queries)
+        work = self._work_of(self.config, self.device, recomputes)
+        flops = count_flops(model, self.parts, batch, replace(work, recomputes=False))
+        run = Run(self.config)
+        run.parts = self.parts
+        lines = resident(run)
+        stays = sum(lines.values()) - lines["gradients"]  # those are among what the step makes
+        return {
+            "flops": sum(flops.values()),
+            "bytes": stays + max(count_bytes(model, self.parts, batch, work).values()),
+        }
+
+    def _step(self, side: Side, batch: SpeechBatch) -> Callable[[], float]:
+        """One optimizer step of a side on a batch; returns the loss."""
+        self._change(side)
+        clip = self.config.optimizer.gradient_clip
+        autocast = torch.bfloat16
+        if side.published:
+            ids = [row.tolist() for row in (self.model.prefix_ids, self.model.suffix_ids)]
+            whisper, adapter, llm = self.model.encoder.whisper, self.model.adapter, self.model.llm
+            published = PublishedTraining(whisper, adapter, llm, *ids, autocast)
+            clips = [
+                row[:count].numpy()
+                for row, count in zip(batch.waveforms, batch.samples.tolist(), strict=True)
+            ]
+            texts = [
+                row[:count]
+                for row, count in zip(batch.token_ids.tolist(), batch.tokens.tolist(), strict=True)
+            ]
+
+            def losses(parts: Parts) -> tuple[Tensor, Tensor]:
+                return published.losses(clips, texts, parts)
+        else:
+            variant = Variant(
+                frames=side.context,
+                teacher="trimmed",
+                reuses_prefix=side.reuses_prefix,
+                recomputes=side.recomputes,
+                reads_in_proportion=side.in_proportion,
+            )
+            ours = OurTraining(self.model, autocast, tokens_per_second=TOKENS_PER_SECOND)
+            if self.device.type == "cuda":
+                batch = batch.pin_memory()
+
+            def losses(parts: Parts) -> tuple[Tensor, Tensor]:
+                return ours.losses(batch.to(self.device), variant, parts)
+
+        def step() -> float:
+            parts = NoParts()
+            return training_step(lambda: losses(parts), self.optimizer, clip, parts)
+
+        return step
+
+    def _change(self, side: Side) -> None:
+        if side.float8 and "float8" not in self.changed:
+            to_float8(self.model)
+            self.changed.add("float8")
+        if side.compiled and "compiled" not in self.changed:
+            compile_parts(self.model)
+            self.changed.add("compiled")
+        if side.whole_layers and "whole_layers" not in self.changed:
+            compile_layers(self.model)
+            self.changed.add("whole_layers")
+        assert self.changed == {name for name in _LASTING if getattr(side, name)}, "the order of SIDES"
 
 
-def measure(
-    config: DictConfig,
-    parts: Architecture,
-    arguments: argparse.Namespace,
-    device: torch.device,
-    peak: float,
-) -> dict[str, Any]:
-    """Median seconds of a whole optimizer step, nothing kept from step to step; `peak` in TFLOP/s."""
-    hardware = config.hardware
-    model_config: DivaConfig = make(config.model)
-    queries = model_config.adapter.num_query_tokens
-    batch = Batch(arguments.batch, padded_samples(CLIP_SECONDS), CLIP_TOKENS, max(queries, CLIP_TOKENS))
-    work = work_of(config, device)
-    flops = sum(count_flops(model_config, parts, batch, replace(work, recomputes=False)).values())
-    torch.manual_seed(config.seed)
-    model = prepare(model_config, parts, work, device).train()
-    optimizer = make(config.optimizer.algorithm)(model.adapter.parameters())
-    seconds = []
-    reset_peak(device)
-    for _ in range(arguments.rounds + 1):
-        started = _now(device)
-        optimizer.zero_grad()
-        step(model, batch, work, lambda stage: None)
-        if config.optimizer.gradient_clip > 0:
-            torch.nn.utils.clip_grad_norm_(model.adapter.parameters(), config.optimizer.gradient_clip)
-        optimizer.step()
-        seconds.append(_now(device) - started)
-    median = statistics.median(seconds[1:])  # the first warms up
-    return {
-        "batch": batch.rows,
-        "queries": queries,
-        "precision": hardware.precision,
-        "checkpointing": hardware.activation_checkpointing,
-        "n": arguments.rounds,
-        "step_seconds": round(median, 4),
-        "least": round(min(seconds[1:]), 4),
-        "most": round(max(seconds[1:]), 4),
-        "clips_per_second": round(batch.rows / median, 3),
-        "gflop_per_clip": round(flops / batch.rows / 1e9, 3),
-        "mfu": round(flops / median / (peak * 1e12), 4),
-        "megabytes": round(peak_bytes(device) / 1e6),
-    }
+class NoParts(Parts):
+    """A step that is timed as a whole: no device has to be waited for inside it."""
+
+    def _now(self) -> float:
+        return 0.0
 
 
-def work_of(config: DictConfig, device: torch.device) -> Work:
-    """What a run of this config does in a step with both losses when it keeps nothing."""
-    return replace(
-        Run(config).work,
-        aligns=True,
-        distills=True,
-        frames_at_hand=False,
-        teacher_at_hand=False,
-        accumulates=False,
-        accelerator="cpu" if device.type == "cpu" else "gpu",
-    )
+def speech(rows: int, vocabulary: int) -> SpeechBatch:
+    """Noise of the lengths of one bucket and random transcripts, in the host's memory."""
+    generator = torch.Generator().manual_seed(rows)
+    padded = padded_samples(SECONDS[1])
+    low, high = (int(seconds * SAMPLE_RATE) for seconds in SECONDS)
+    samples = torch.randint(low, high + 1, (rows,), generator=generator)
+    tokens = torch.randint(TOKENS[0], TOKENS[1] + 1, (rows,), generator=generator)
+    waveforms = 0.1 * torch.randn(rows, padded, generator=generator)
+    waveforms *= torch.arange(padded) < samples.unsqueeze(1)
+    ids = torch.randint(vocabulary, (rows, TOKENS[1]), generator=generator)
+    ids *= torch.arange(TOKENS[1]) < tokens.unsqueeze(1)
+    return SpeechBatch(waveforms, samples, ids, tokens, torch.arange(rows), padded)
 
 
-def _now(device: torch.device) -> float:
+def compile_layers(model: DivaForConditionalGeneration) -> None:
+    """Each layer of the LLM as one graph, which reads the prefix with every row: a cache is told a layer's number."""
+    for layer in model.llm.base_model.layers:
+        layer.compile()
+    model._states = partial(_states_without_cache, model)
+
+
+def _states_without_cache(
+    model: DivaForConditionalGeneration, embeddings: Tensor, unread: Tensor | None = None
+) -> Tensor:
+    prefix = model.embed(model.prefix_ids).expand(len(embeddings), -1, -1)
+    start, length = prefix.shape[1], prefix.shape[1] + embeddings.shape[1]
+    told = {}
+    if unread is not None:
+        place = torch.arange(length, device=unread.device)
+        read = (place < start) | (place >= start + unread.unsqueeze(1))
+        mask = ((place <= place.unsqueeze(1)) & read.unsqueeze(1)) | (place == place.unsqueeze(1))
+        positions = torch.where(place < start, place, (place - unread.unsqueeze(1)).clamp(min=0))
+        told = {"attention_mask": mask.unsqueeze(1), "position_ids": positions}
+    with torch.autocast(embeddings.device.type, enabled=False):
+        states = model.llm.base_model(
+            inputs_embeds=torch.cat([prefix, embeddings], dim=1), use_cache=False, **told
+        ).last_hidden_state
+    return states[:, start:]
+
+
+def to_float8(model: DivaForConditionalGeneration) -> None:
+    """The LLM's frozen layers multiply in float8, scaled by tensor (torchao)."""
+    from torchao.float8 import convert_to_float8_training
+
+    convert_to_float8_training(model.llm.base_model.layers)
+
+
+def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def report(rows: Sequence[dict[str, Any]]) -> str:
     """The table of gpu.md."""
-    return "# Training step on a GPU\n\n" + markdown(list(rows[0]), [tuple(row.values()) for row in rows])
+    columns = ("side", "batch", "step_seconds", "clips_per_second", "tflop_per_clip", "mfu", "gigabytes",
+               "planned_gigabytes")  # fmt: skip
+    cells = [[str(row.get(column, row.get("failed", ""))) for column in columns] for row in rows]
+    return "# Training step on a GPU\n\n" + markdown([c.replace("_", " ") for c in columns], cells)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--experiments", nargs="+", default=["mini", "diva_llama3_8b"], metavar="NAME")
+    parser.add_argument("--experiment", default="diva_llama3_8b", metavar="NAME")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), metavar="NAME")
     parser.add_argument("--batch", type=int, default=8, help="clips a step, all in one micro-batch")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", type=int, nargs=3, metavar="N", help="of encoder, adapter and LLM")
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("--peak-tflops", type=float, help="of the device, dense bfloat16")
-    parser.add_argument("--into", type=Path, default=RESULTS, help="folder for gpu.json and gpu.md")
+    parser.add_argument("--profile", choices=SIDES, help="also profile a step of this side")
+    parser.add_argument("--name", default="gpu", help="of the result files")
+    parser.add_argument("--into", type=Path, default=RESULTS, help="folder for them")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="of diva.train's config")
     return parser.parse_args()
 
