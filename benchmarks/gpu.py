@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor
 
+from benchmarks.compilation import compile_layers, compile_parts, to_float8
 from benchmarks.measure import RESULTS, Parts, markdown, peak_bytes, reset_peak, write_results
 from benchmarks.published_training import PublishedTraining
 from benchmarks.step import OurTraining, Variant, training_step
 from diva.audio import SAMPLE_RATE, padded_samples
 from diva.cli import check_overrides, exit_codes, make, quieten
-from diva.compilation import compile_parts
 from diva.costs import Batch, Work, count_bytes, count_flops, prepare
 from diva.data.batch import SpeechBatch
 from diva.devices import peak_tflops
@@ -311,39 +311,6 @@ def speech(rows: int, vocabulary: int) -> SpeechBatch:
     ids = torch.randint(vocabulary, (rows, TOKENS[1]), generator=generator)
     ids *= torch.arange(TOKENS[1]) < tokens.unsqueeze(1)
     return SpeechBatch(waveforms, samples, ids, tokens, torch.arange(rows), padded)
-
-
-def compile_layers(model: DivaForConditionalGeneration) -> None:
-    """Each layer of the LLM as one graph, which reads the prefix with every row: a cache is told a layer's number."""
-    for layer in model.llm.base_model.layers:
-        layer.compile()
-    model._states = partial(_states_without_cache, model)
-
-
-def _states_without_cache(
-    model: DivaForConditionalGeneration, embeddings: Tensor, unread: Tensor | None = None
-) -> Tensor:
-    prefix = model.embed(model.prefix_ids).expand(len(embeddings), -1, -1)
-    start, length = prefix.shape[1], prefix.shape[1] + embeddings.shape[1]
-    told = {}
-    if unread is not None:
-        place = torch.arange(length, device=unread.device)
-        read = (place < start) | (place >= start + unread.unsqueeze(1))
-        mask = ((place <= place.unsqueeze(1)) & read.unsqueeze(1)) | (place == place.unsqueeze(1))
-        positions = torch.where(place < start, place, (place - unread.unsqueeze(1)).clamp(min=0))
-        told = {"attention_mask": mask.unsqueeze(1), "position_ids": positions}
-    with torch.autocast(embeddings.device.type, enabled=False):
-        states = model.llm.base_model(
-            inputs_embeds=torch.cat([prefix, embeddings], dim=1), use_cache=False, **told
-        ).last_hidden_state
-    return states[:, start:]
-
-
-def to_float8(model: DivaForConditionalGeneration) -> None:
-    """The LLM's frozen layers multiply in float8, scaled by tensor (torchao)."""
-    from torchao.float8 import convert_to_float8_training
-
-    convert_to_float8_training(model.llm.base_model.layers)
 
 
 def wait(device: torch.device) -> None:

@@ -9,8 +9,8 @@ import torch
 from command_line import Command, losses
 from tiny import noise
 
+from benchmarks.compilation import compile_parts
 from diva.audio import pad_clips
-from diva.compilation import compile_parts
 from diva.data.batch import SpeechBatch
 from diva.models.build import build, load_tokenizer
 from diva.models.config import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
