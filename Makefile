@@ -69,7 +69,7 @@ notebook: setup ## run notebooks/listen.ipynb on the newest run; writes runs/lis
 serve: setup ## the newest run behind an OpenAI-compatible API; ARGS="MODEL --port 8000 ..." for others
 	$(BIN)/python -m diva.serve $(ARGS)
 
-test: setup ## run the tests, a file on each core; ARGS="tests/test_model.py -k prefix" for some of them
+test: setup ## run the tests, a file on each core; ARGS="tests/models/test_model.py -k prefix" for some of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(ARGS)
 
 $(XLA_READY): setup.cfg pyproject.toml constraints-xla.txt | $(READY)
@@ -78,7 +78,7 @@ $(XLA_READY): setup.cfg pyproject.toml constraints-xla.txt | $(READY)
 	@touch $@
 
 test-xla: $(XLA_READY) ## train under torch_xla on its CPU device; sets up .venv-xla (6 GB) first
-	OMP_NUM_THREADS=1 $(XLA_VENV)/bin/python -m pytest -m xla tests/test_xla.py $(ARGS)
+	OMP_NUM_THREADS=1 $(XLA_VENV)/bin/python -m pytest -m xla tests/training/distributed/test_xla.py $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff check .

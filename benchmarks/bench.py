@@ -17,18 +17,18 @@ from benchmarks.clips import write_corpus
 from benchmarks.measure import RESULTS, Parts
 from benchmarks.published_training import PublishedTraining
 from benchmarks.step import OurTraining, Variant, training_step
-from diva.audio import SAMPLE_RATE, TAIL_SECONDS, decode
+from diva.audio.waveform import SAMPLE_RATE, TAIL_SECONDS, decode
 from diva.cli import check_overrides, make
 from diva.data.batch import SpeechBatch
 from diva.data.datamodule import SpeechDataModule
 from diva.data.decoded import build_once
 from diva.models.build import build, load_tokenizer
-from diva.models.config import DivaConfig, EncoderConfig
-from diva.models.diva import DivaForConditionalGeneration
+from diva.models.configuration import DivaConfig, EncoderConfig
 from diva.models.encoder import Context
-from diva.precompute import FrameTable, TeacherTable
-from diva.pretrained import cache_dir
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.pretrained import cache_dir
 from diva.train import make_data
+from diva.training.frozen import FrameTable, TeacherTable
 
 # Raise it when the same counts would give other clips.
 _CLIPS_VERSION = 2

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from diva.audio import SAMPLE_RATE
-from diva.data.common_voice import CommonVoice
-from diva.data.lengths import COMMON_VOICE
+from diva.audio.waveform import SAMPLE_RATE
+from diva.data.corpora.common_voice import CommonVoice
 from diva.data.manifest import Manifest
 from diva.errors import UserError
+from diva.planning.lengths import COMMON_VOICE
 
 # Lengths are log-normal, as diva.plan assumes them to be, and cut where few are left.
 SHORTEST_SECONDS, LONGEST_SECONDS = 1.0, 15.0
@@ -28,7 +28,7 @@ def wanted_seconds(count: int, seed: int = 0) -> np.ndarray:
 def write_corpus(
     root: Path, folder: Path, counts: dict[str, int], most_sentences: int | None = None, seed: int = 0
 ) -> Path:
-    """A corpus in `folder` for `diva.data.jsonl`, with so many mp3 clips in each split.
+    """A corpus in `folder` for `diva.data.corpora.jsonl`, with so many mp3 clips in each split.
 
     `root` is what `data.root` is for the spoken corpus; with `most_sentences` the longest clips are shorter, and have
     shorter transcripts. Raises UserError where the spoken corpus is not there.

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from diva.models.diva import DivaForConditionalGeneration
+from diva.models.modeling import DivaForConditionalGeneration
 
 
 def compile_parts(model: DivaForConditionalGeneration) -> None:

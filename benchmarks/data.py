@@ -28,14 +28,14 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.clips import wanted_seconds
 from benchmarks.measure import RESULTS, markdown, write_results
-from diva.audio import to_mono_16khz
+from diva.audio.waveform import to_mono_16khz
 from diva.cli import exit_codes, quieten
 from diva.data.batch import BatchPlan, SpeechDataset
 from diva.data.bucketing import BucketBatchSampler, bucket_edges
-from diva.data.common_voice import CommonVoice
+from diva.data.corpora.common_voice import CommonVoice
+from diva.data.corpora.webdataset import WebDataset
 from diva.data.decoded import decode_once
 from diva.data.manifest import Manifest
-from diva.data.webdataset import WebDataset
 from diva.models.build import load_tokenizer
 
 LLM = "HuggingFaceTB/SmolLM2-135M-Instruct"

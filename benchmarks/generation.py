@@ -18,13 +18,13 @@ from rich.table import Table
 
 from benchmarks.published import Published
 from diva.cli import exit_codes, quieten
-from diva.curves import newest_run
-from diva.data.common_voice import CommonVoice
+from diva.data.corpora.common_voice import CommonVoice
 from diva.errors import UserError
-from diva.models.diva import DivaForConditionalGeneration
 from diva.models.load import load_model
-from diva.pretrained import resolve
-from diva.records import environment
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.pretrained import resolve
+from diva.plots.curves import newest_run
+from diva.training.run_folder import environment
 
 BATCHES = (1, 4, 16)
 NO_TOKEN = -1  # as an end token: an answer never ends by itself, so that all do the same work

@@ -6,9 +6,9 @@ of the shipped architectures, so nothing is loaded, and no corpus is needed: cli
 of Common Voice. `--layers 2 2 2` makes the model shallow and `--device cpu` takes the CPU: how the benchmark itself is
 tested.
 
-MFU is the FLOPs that `diva.costs` counts in our model for this work, what is computed a second time left out, over
-what the device could do at its peak in bfloat16. The published pattern is given those of our step on 30 s windows: it
-computes the same losses, and what it computes for padding is no use.
+MFU is the FLOPs that `diva.planning.counting` counts in our model for this work, without what is computed a second
+time, over what the device could do at its peak in bfloat16. The published pattern is given those of our step on 30 s
+windows: it computes the same losses, and what it computes for padding is no use.
 """
 
 import argparse
@@ -30,18 +30,18 @@ from benchmarks.compilation import compile_layers, compile_parts, to_float8
 from benchmarks.measure import RESULTS, Parts, markdown, peak_bytes, reset_peak, write_results
 from benchmarks.published_training import PublishedTraining
 from benchmarks.step import OurTraining, Variant, training_step
-from diva.audio import SAMPLE_RATE, padded_samples
+from diva.audio.waveform import SAMPLE_RATE, padded_samples
 from diva.cli import check_overrides, exit_codes, make, quieten
-from diva.costs import Batch, Work, count_bytes, count_flops, prepare
 from diva.data.batch import SpeechBatch
-from diva.devices import peak_tflops
 from diva.errors import UserError
-from diva.memory import resident
-from diva.models.config import DivaConfig
-from diva.models.diva import DivaForConditionalGeneration
+from diva.models.configuration import DivaConfig
 from diva.models.encoder import Context
+from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.skeleton import Architecture, architecture
-from diva.planned_run import Run
+from diva.planning.counting import Batch, Work, count_bytes, count_flops, prepare
+from diva.planning.memory import resident
+from diva.planning.run import Run
+from diva.training.distributed.devices import peak_tflops
 
 # The bucket of Common Voice's median: clips of 4.5 to 5 s, and the tokens of their transcripts.
 SECONDS, TOKENS = (4.5, 5.0), (10, 18)

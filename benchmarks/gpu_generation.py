@@ -16,9 +16,9 @@ from rich.console import Console
 from benchmarks.gpu import SECONDS, speech, wait
 from benchmarks.measure import RESULTS, markdown, write_results
 from diva.cli import check_overrides, exit_codes, make, quieten
-from diva.costs import Work, prepare
-from diva.models.diva import DivaForConditionalGeneration
+from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.skeleton import architecture
+from diva.planning.counting import Work, prepare
 
 CACHES = {"growing cache": None, "static cache, compiled": "static"}
 

@@ -20,7 +20,7 @@ from benchmarks.bench import joined_clips
 from benchmarks.measure import RESULTS, markdown, seconds_a_clip, summary, write_results
 from diva.cli import exit_codes
 from diva.errors import UserError
-from diva.pretrained import cache_dir
+from diva.models.pretrained import cache_dir
 
 SIZES = (1, 4, 16)
 QUERIES = (32, 112, 448)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diva.devices import give_back_memory
 from diva.markdown import table
-from diva.records import environment
+from diva.training.distributed.devices import give_back_memory
+from diva.training.run_folder import environment
 
 RESULTS = Path(__file__).parent / "results"
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -5,7 +5,7 @@ are padded to 448 tokens and the teacher reads the padding too; prefix, virtual 
 LLM together, in student and teacher; every step computes everything anew. Each pass has the attention that is fastest
 for it, which is no part of the pattern: torch's fused kernel where the teacher reads its long rows without a gradient,
 and what the LLM was given in the student. Of the published code's two errata only
-the formula is taken (see diva.objectives), so that both sides minimise the same loss.
+the formula is taken (see diva.training.losses), so that both sides minimise the same loss.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from benchmarks.measure import Parts
-from diva.audio import SAMPLE_RATE
+from diva.audio.waveform import SAMPLE_RATE
 
 TEXT_TOKENS = 448
 

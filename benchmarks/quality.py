@@ -18,9 +18,9 @@ from benchmarks.measure import RESULTS, markdown, write_results
 from diva.cli import check_overrides, exit_codes
 from diva.errors import UserError
 from diva.markdown import spread
-from diva.sweep_folder import SweepRun, place_runs
-from diva.sweep_runners import LocalRuns
-from diva.sweeps import Grid, carry_out
+from diva.sweeps.folder import SweepRun, place_runs
+from diva.sweeps.local import LocalRuns
+from diva.sweeps.sweep import Grid, carry_out
 
 FIGURES = ("val/alignment_accuracy", "val/first_token_agreement", "val/kl")
 AT_A_TIME = 2

@@ -13,12 +13,12 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from benchmarks.measure import Parts
 from benchmarks.published_training import TEXT_TOKENS
-from diva.activations import checkpoint_activations
 from diva.data.batch import SpeechBatch
 from diva.models import adapter as adapter_module
-from diva.models.diva import DivaForConditionalGeneration
-from diva.objectives import align_distances, distill_distances
-from diva.precompute import FrameTable, TeacherTable
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.training.distributed.activation_checkpointing import checkpoint_activations
+from diva.training.frozen import FrameTable, TeacherTable
+from diva.training.losses import align_distances, distill_distances
 
 Losses = tuple[Tensor, Tensor]
 
@@ -43,7 +43,7 @@ class Variant:
 
 @dataclass
 class OurTraining:
-    """What `diva.training.DivaTraining` computes in a step, its parts timed.
+    """What `diva.training.module.DivaTraining` computes in a step, its parts timed.
 
     `frames` and `teacher` are the tables of the corpus, for variants that keep them; `tokens_per_second` is the
     proportion for those that read in proportion.

@@ -19,10 +19,10 @@ from rich.console import Console
 
 from benchmarks.bench import Bench, parse_arguments
 from benchmarks.measure import Parts, in_turn, markdown, summary, write_results
-from diva.audio import SAMPLE_RATE, WHISPER_SECONDS
+from diva.audio.waveform import SAMPLE_RATE, WHISPER_SECONDS
 from diva.cli import exit_codes, make, quieten
-from diva.data.lengths import clip_lengths
 from diva.plan import compose
+from diva.planning.lengths import clip_lengths
 
 TOLERANCE = 1e-3
 # And what each side computes once, whatever the number of steps.

@@ -8,9 +8,9 @@ from transformers import (
     AutoProcessor,
 )
 
-from diva.models.config import DivaConfig
-from diva.models.diva import DivaForConditionalGeneration
-from diva.models.processor import DivaProcessor
+from diva.models.configuration import DivaConfig
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.processing import DivaProcessor
 
 AutoConfig.register(DivaConfig.model_type, DivaConfig)
 for _auto in (AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM):

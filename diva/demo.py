@@ -15,12 +15,12 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from diva.audio import to_waveform
+from diva.audio.waveform import to_waveform
 from diva.cli import exit_codes, quieten
-from diva.curves import finished_runs
 from diva.errors import AudioFault, UserError
-from diva.models.diva import DivaForConditionalGeneration
 from diva.models.load import load_model
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.plots.curves import finished_runs
 
 GREEDY = {"do_sample": False, "max_new_tokens": 128}
 # How often the files of clips are looked through, and how old they get; all go when the demo ends.

@@ -19,14 +19,14 @@ from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail, make, qui
 from diva.data.manifest import Skip, count_by_reason
 from diva.errors import UserError
 from diva.evaluation.predictions import by_themselves, check_scores, match, read_predictions
-from diva.evaluation.report import write_report
+from diva.evaluation.reporting.html import write_report
+from diva.evaluation.reporting.tables import Result, table
 from diva.evaluation.results import digest, scored, write_results
 from diva.evaluation.runner import SAMPLES, Runner, write_answers
 from diva.evaluation.samples import Answer, Sample
-from diva.evaluation.systems import BESIDE, System, beside
-from diva.evaluation.tables import Result, table
+from diva.evaluation.systems.local import BESIDE, System, beside
 from diva.evaluation.task import Task, data_hash
-from diva.records import environment
+from diva.training.run_folder import environment
 
 CONFIG_NAME = "evaluate"
 _ROLES = {"teacher": "ceiling", "cascade": "cascade"}

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from rich.progress import track
 
-from diva.audio import SAMPLE_RATE, to_waveform
+from diva.audio.waveform import SAMPLE_RATE, to_waveform
 from diva.cli import exit_codes, quieten
 from diva.errors import AudioFault
-from diva.models.diva import DivaForConditionalGeneration
 from diva.models.load import load_model
+from diva.models.modeling import DivaForConditionalGeneration
 
 
 @dataclass

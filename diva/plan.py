@@ -18,10 +18,10 @@ from rich.table import Table
 
 from diva.cli import check_overrides, exit_codes, quieten
 from diva.errors import UserError
-from diva.hardware import check_settings
-from diva.memory import Memory, largest_micro_batch, largest_val_batch, memory_of
-from diva.planned_run import Run
-from diva.timing import Phase, Timing
+from diva.planning.duration import Phase, Timing
+from diva.planning.memory import Memory, largest_micro_batch, largest_val_batch, memory_of
+from diva.planning.run import Run
+from diva.training.distributed.checks import check_settings
 
 
 @exit_codes

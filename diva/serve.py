@@ -17,9 +17,9 @@ from pathlib import Path
 import uvicorn
 
 from diva.cli import exit_codes, quieten
-from diva.curves import newest_run
 from diva.errors import UserError
 from diva.models.load import load_model
+from diva.plots.curves import newest_run
 from diva.serving.app import ServerLimits, Service, create_app
 from diva.serving.batching import BatchLimits
 from diva.serving.listening import RequestLimits

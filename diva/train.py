@@ -15,26 +15,26 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from diva.activations import checkpoint_activations
-from diva.audio import WHISPER_SECONDS
-from diva.callbacks import LastCheckpoint, RunProgress, Throughput
-from diva.checkpoints import StreamedCheckpointIO, check_resumable
+from diva.audio.waveform import WHISPER_SECONDS
 from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail, make, quieten
 from diva.data.datamodule import SpeechDataModule
 from diva.errors import UserError
-from diva.hardware import check_hardware, check_shared_folder, refusals
-from diva.memory import check_memory
-from diva.metrics_file import MetricsFile
-from diva.model_card import write_card
 from diva.models.build import build, load_tokenizer
-from diva.models.config import DivaConfig
-from diva.models.diva import DivaForConditionalGeneration
-from diva.records import RunRecord
-from diva.strategies import SampleResponsesTogether, gather_adapter
-from diva.sweep_folder import TRIAL, Pruned
-from diva.sweep_runners import end_with_sweep
-from diva.sweeps import sweep
-from diva.training import DivaTraining
+from diva.models.configuration import DivaConfig
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.planning.memory import check_memory
+from diva.sweeps.folder import TRIAL, Pruned
+from diva.sweeps.local import end_with_sweep
+from diva.sweeps.sweep import sweep
+from diva.training.callbacks import LastCheckpoint, RunProgress, Throughput
+from diva.training.checkpoints import StreamedCheckpointIO, check_resumable
+from diva.training.distributed.activation_checkpointing import checkpoint_activations
+from diva.training.distributed.checks import check_hardware, check_shared_folder, refusals
+from diva.training.distributed.fsdp import SampleResponsesTogether, gather_adapter
+from diva.training.metrics_file import MetricsFile
+from diva.training.model_card import write_card
+from diva.training.module import DivaTraining
+from diva.training.run_folder import RunRecord
 
 CONFIG_NAME = "train"
 
@@ -100,7 +100,7 @@ def train(config: DictConfig, folder: Path) -> float | None:
         LastCheckpoint(folder / "checkpoints", config.checkpoint_every, config.val_every),
     ]
     if (folder / TRIAL).is_file():
-        from diva.sweep_study import pruning  # Optuna, which no other run has to load
+        from diva.sweeps.optuna_study import pruning  # Optuna, which no other run has to load
 
         callbacks += pruning(folder)
     trainer = make_trainer(config, folder, callbacks)

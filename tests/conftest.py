@@ -8,7 +8,7 @@ import torch
 from tiny import make_llm, make_tokenizer, make_whisper, write_release
 
 from diva.models.build import build, load_tokenizer
-from diva.models.config import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
+from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

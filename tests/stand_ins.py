@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from diva.sweep_runners import RunProcess
+from diva.sweeps.local import RunProcess
 
 FORK = multiprocessing.get_context("fork")  # another sweep, without importing everything again
 FINISHES = "import sys; open(sys.argv[1] + '/summary.json', 'w').write('{\"val/kl\": 1.0}')"

@@ -9,11 +9,11 @@ import soundfile
 from command_line import run
 from tiny import noise
 
-from diva.curves import newest_run, results, write_between_marks
 from diva.errors import UserError
 from diva.generate import chat, listen
-from diva.metrics_file import MetricsFile
 from diva.models.load import load_model
+from diva.plots.curves import newest_run, results, write_between_marks
+from diva.training.metrics_file import MetricsFile
 
 
 @pytest.fixture(scope="module")

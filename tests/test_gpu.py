@@ -10,12 +10,12 @@ from command_line import Command, losses
 from tiny import noise
 
 from benchmarks.compilation import compile_parts
-from diva.audio import pad_clips
+from diva.audio.waveform import pad_clips
 from diva.data.batch import SpeechBatch
 from diva.models.build import build, load_tokenizer
-from diva.models.config import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
-from diva.models.diva import DivaForConditionalGeneration
-from diva.objectives import align_distances, distill_distances
+from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.training.losses import align_distances, distill_distances
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,9 +15,9 @@ from command_line import command, environment, losses, metrics, run, run_ranks
 from safetensors.torch import load_file
 from tiny import write_release
 
-from diva.audio import pad_clips
-from diva.data.common_voice import CommonVoice
-from diva.models.diva import DivaForConditionalGeneration
+from diva.audio.waveform import pad_clips
+from diva.data.corpora.common_voice import CommonVoice
+from diva.models.modeling import DivaForConditionalGeneration
 
 pytestmark = pytest.mark.integration
 STEPS = 10

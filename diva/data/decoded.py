@@ -19,10 +19,10 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from diva.audio import SAMPLE_RATE
+from diva.audio.waveform import SAMPLE_RATE
 from diva.data.manifest import Manifest, Skip, StoredAudio
 from diva.errors import AudioFault, UserError
-from diva.pretrained import cache_dir
+from diva.models.pretrained import cache_dir
 
 # Raise it when the same files would be decoded to other samples, or the layout of the folder changes.
 FORMAT_VERSION = 1

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import soundfile
 
-from diva.audio import WHISPER_SECONDS, decode
+from diva.audio.waveform import WHISPER_SECONDS, decode
 from diva.errors import AudioFault, UserError
 
 # Columns that every manifest has; a column of the corpus that happens to have such a name gets a prefix.

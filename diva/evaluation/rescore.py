@@ -10,9 +10,9 @@ from pathlib import Path
 
 from diva.cli import exit_codes
 from diva.errors import UserError
+from diva.evaluation.reporting.tables import Result
 from diva.evaluation.results import RESULTS, scored, write_results
-from diva.evaluation.tables import Result
-from diva.records import environment
+from diva.training.run_folder import environment
 
 
 def rescore(folders: Sequence[Path]) -> list[Result]:

@@ -23,7 +23,7 @@ from diva.data.manifest import Manifest
 from diva.errors import AudioFault, UserError
 from diva.evaluation.labels import NoLabel
 from diva.evaluation.samples import Answer, Instruction, Sample
-from diva.evaluation.systems import System
+from diva.evaluation.systems.local import System
 
 SAMPLES = "samples.jsonl"
 # So many clips are decoded at a time, so that batches can be of like length.

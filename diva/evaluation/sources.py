@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from datasets import ClassLabel, Dataset, Value
 
-from diva.data.hub import HubDataset
+from diva.data.corpora.hub import HubDataset
 
 # What a DiVA listens to at most (DivaProcessor); longer than one of Whisper's windows, unlike in training.
 LONGEST_SECONDS = 600.0

@@ -14,11 +14,11 @@ from transformers import (
 
 from diva.errors import UserError
 from diva.models.adapter import MLPAdapter, QFormerAdapter
-from diva.models.config import AdapterConfig, DivaConfig
-from diva.models.diva import DivaForConditionalGeneration
+from diva.models.configuration import AdapterConfig, DivaConfig
 from diva.models.encoder import SpeechEncoder
-from diva.models.processor import DivaProcessor
-from diva.pretrained import resolve
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.pretrained import resolve
+from diva.models.processing import DivaProcessor
 
 # Of the variance of an embedding.
 _RIDGE = 1e-2

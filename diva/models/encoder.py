@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from diva.audio import SAMPLE_RATE, WHISPER_SECONDS, LogMel, valid_frames
+from diva.audio.waveform import SAMPLE_RATE, WHISPER_SECONDS, LogMel, valid_frames
 
 Context = Literal["bucket", "full"]
 

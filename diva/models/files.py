@@ -18,9 +18,9 @@ from torch import Tensor
 from diva.errors import UserError
 from diva.models.adapter import QFormerAdapter
 from diva.models.build import build, load_tokenizer
-from diva.models.config import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
-from diva.models.diva import DivaForConditionalGeneration
-from diva.pretrained import resolve
+from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.pretrained import resolve
 
 WEIGHTS = "model.safetensors"
 # What AutoModel.from_pretrained hands on to every model, and what has no meaning for this one.
@@ -35,11 +35,15 @@ _IGNORED = {
 _HUB_ONLY = {"token", "revision", "cache_dir", "force_download", "code_revision"}
 # Module of diva -> its file in an export.
 _REMOTE_CODE = {
-    "diva.models.diva": "modeling_diva",
-    "diva.models.config": "configuration_diva",
-    "diva.models.processor": "processing_diva",
-    **{f"diva.models.{name}": name for name in ("files", "build", "adapter", "encoder")},
-    **{f"diva.{name}": name for name in ("audio", "prompts", "errors", "pretrained", "converters")},
+    "diva.models.modeling": "modeling_diva",
+    "diva.models.configuration": "configuration_diva",
+    "diva.models.processing": "processing_diva",
+    **{
+        f"diva.models.{name}": name
+        for name in ("files", "build", "adapter", "encoder", "prompts", "pretrained", "converters")
+    },
+    "diva.audio.waveform": "audio",
+    "diva.errors": "errors",
 }
 _AUTO_MAP = {
     "AutoConfig": "configuration_diva.DivaConfig",

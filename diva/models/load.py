@@ -3,7 +3,7 @@
 import torch
 
 from diva.errors import UserError
-from diva.models.diva import DivaForConditionalGeneration
+from diva.models.modeling import DivaForConditionalGeneration
 
 
 def load_model(name: str, dtype: str | None = None) -> DivaForConditionalGeneration:

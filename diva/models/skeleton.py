@@ -1,7 +1,7 @@
 """A DiVA without weights: all shapes, from the configs of its parts alone.
 
 Inside a `FakeTensorMode` it takes no memory, whatever its size, and what is computed with it costs nothing but can
-be counted (`diva.costs`); outside it has random weights, which are as fast as trained ones.
+be counted (`diva.planning.counting`); outside it has random weights, which are as fast as trained ones.
 """
 
 import copy
@@ -20,9 +20,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from diva.errors import UserError
 from diva.models.build import make_adapter
-from diva.models.config import DivaConfig
-from diva.models.diva import DivaForConditionalGeneration
+from diva.models.configuration import DivaConfig
 from diva.models.encoder import SpeechEncoder
+from diva.models.modeling import DivaForConditionalGeneration
 
 # The numbers of the shipped experiments' models, so that planning them needs neither weights nor a network.
 SHIPPED = Path(__file__).parent / "architectures"

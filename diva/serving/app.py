@@ -23,7 +23,7 @@ from prometheus_client import (
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from diva.models.diva import DivaForConditionalGeneration
+from diva.models.modeling import DivaForConditionalGeneration
 from diva.serving.batching import Batcher, BatchLimits
 from diva.serving.listening import Listener, RequestLimits
 from diva.serving.protocol import Answer, ApiError, Completion

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from diva.audio import SAMPLE_RATE
-from diva.models.diva import DivaForConditionalGeneration
+from diva.audio.waveform import SAMPLE_RATE
+from diva.models.modeling import DivaForConditionalGeneration
 from diva.serving.rows import Job, Row, RowEnds, RowSampling
 
 logger = logging.getLogger(__name__)

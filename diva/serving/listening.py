@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from diva.audio import SAMPLE_RATE, decode, windows
+from diva.audio.waveform import SAMPLE_RATE, decode, windows
 from diva.errors import AudioFault, UserError
-from diva.models.diva import DivaForConditionalGeneration
+from diva.models.modeling import DivaForConditionalGeneration
 from diva.serving.protocol import ApiError, AudioPart, ChatMessage, ChatRequest, InputAudio, parse
 from diva.serving.rows import Job
 

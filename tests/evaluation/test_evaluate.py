@@ -13,18 +13,18 @@ from tiny import noise
 from diva.cli import check_overrides, make
 from diva.errors import UserError
 from diva.evaluate import evaluate
-from diva.evaluation.other_systems import OpenAIEndpoint
+from diva.evaluation.reporting.tables import tables
 from diva.evaluation.results import read_results
 from diva.evaluation.runner import SAMPLES, read_answers
-from diva.evaluation.systems import Diva
-from diva.evaluation.tables import tables
+from diva.evaluation.systems.local import Diva
+from diva.evaluation.systems.others import OpenAIEndpoint
 from tests.command_line import command, environment, run
 
 
 def asking(release: Path, **changes) -> list[str]:
     """Overrides: say what is said, in the tiny release."""
     given = {
-        "task.corpus._target_": "diva.data.common_voice.CommonVoice",
+        "task.corpus._target_": "diva.data.corpora.common_voice.CommonVoice",
         "task.corpus.root": release,
         "task.split": "train",
         "task.reference": "text",
@@ -163,7 +163,7 @@ def jokes(tmp_path) -> Path:
     (tmp_path / "configs" / "task").mkdir(parents=True)
     (tmp_path / "configs" / "task" / "jokes.yaml").write_text(
         "defaults: [base]\nname: jokes\nversion: 1\nsplit: test\nreference: funny\nquestion: Is it a joke?\n"
-        f"corpus: {{_target_: diva.data.jsonl.JsonlCorpus, _partial_: true, manifests: '{tmp_path}'}}\n"
+        f"corpus: {{_target_: diva.data.corpora.jsonl.JsonlCorpus, _partial_: true, manifests: '{tmp_path}'}}\n"
         "labels: {'Yes': 'true', 'No': 'false'}\n"
         "metrics: [{_target_: diva.evaluation.metrics.Accuracy, labels: '${task.labels}'}]\n"
     )

@@ -1,0 +1,1 @@
+"""Bytes to waveforms to log-mel, and the arithmetic of frames."""

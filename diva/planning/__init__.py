@@ -1,0 +1,1 @@
+"""What a run needs and costs, counted before anything of it exists."""

@@ -1,0 +1,359 @@
+"""What a step computes and holds, counted without computing it.
+
+The model's own code runs on fake tensors (torch's FakeTensorMode: shapes without storage), so a change of the model
+changes the count and there are no formulas that could fall behind it. Counted are the FLOPs of matrix products,
+attention and convolutions (a multiply-add is 2), and the bytes of live tensors, as an allocator would need them that
+loses nothing between blocks.
+
+A model is never run at its full depth: everything counted here is linear in the layers of each part, so shallow models
+tell it all (`at_full_depth`). The same steps on shallow models with real tensors tell how long they take
+(`diva.planning.calibration`).
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.whisper.modeling_whisper import WhisperAttention
+
+from diva.audio.waveform import SAMPLE_RATE, SAMPLES_PER_FRAME, TAIL_SECONDS
+from diva.errors import UserError
+from diva.models.adapter import GROUPED, grouped_attention
+from diva.models.build import embedding_matrix
+from diva.models.configuration import DivaConfig
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.skeleton import Architecture, assemble
+from diva.training import metrics
+from diva.training.distributed.activation_checkpointing import checkpoint_activations
+from diva.training.losses import align_distances, distill_distances
+
+Figures = dict[str, float]
+Layers = tuple[int, int, int]  # of encoder, Whisper's decoder, LLM
+Mark = Callable[[str], None]  # told the name of each stage when it ends
+# Not one layer, whose input or output is often a special case.
+BASE: Layers = (2, 2, 2)
+# Which part each stage goes through: encoder, Whisper's decoder, LLM.
+_PARTS = {
+    "encoder": 0,
+    "adapter": 1,
+    "alignment": 1,
+    "student": 2,
+    "teacher": 2,
+    "student, backward": 2,
+    "adapter, backward": 1,
+    "optimizer": 1,
+    "logits": 2,
+}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch by its shape."""
+
+    rows: int  # clips
+    samples: int  # of each padded waveform, at 16 kHz
+    tokens: int  # transcript tokens of the longest row
+    text_width: int  # to which transcripts are padded
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step does with a batch."""
+
+    aligns: bool = True
+    distills: bool = True
+    frames_at_hand: bool = False  # precomputed, as h_teacher below
+    teacher_at_hand: bool = False
+    accumulates: bool = True  # the gradients of earlier micro-batches are there
+    trains: bool = True  # or validates
+    autocast: torch.dtype | None = torch.bfloat16
+    adapter_dtype: torch.dtype = torch.float32
+    accelerator: str = "cpu"
+    recomputes: bool = False  # activation checkpointing
+
+
+def step(model: DivaForConditionalGeneration, batch: Batch, work: Work, mark: Mark) -> None:
+    """One micro-batch through the model as `diva.training.module` does it; what is in the tensors does not matter."""
+    device = model.prefix_ids.device
+    tokens = torch.full((batch.rows,), batch.tokens, device=device)
+    ids = torch.zeros(batch.rows, batch.text_width, dtype=torch.long, device=device)
+    precision = torch.autocast(device.type, work.autocast) if work.autocast else nullcontext()
+    with precision, torch.set_grad_enabled(work.trains):
+        (_train if work.trains else _validate)(model, batch, work, ids, tokens, mark)
+
+
+def _virtual_tokens(model: DivaForConditionalGeneration, batch: Batch, work: Work, mark: Mark) -> Tensor:
+    device, whisper = model.prefix_ids.device, model.encoder.whisper
+    if work.frames_at_hand:
+        shape = batch.rows, batch.samples // SAMPLES_PER_FRAME
+        frames = torch.zeros(*shape, whisper.config.d_model, dtype=whisper.conv1.weight.dtype, device=device)
+        mask = torch.ones(shape, dtype=torch.bool, device=device)
+    else:
+        samples = torch.full((batch.rows,), batch.samples // 2, device=device)
+        frames, mask = model.encoder(torch.zeros(batch.rows, batch.samples, device=device), samples)
+        mark("encoder")
+    v = model.adapter(frames if work.autocast else frames.to(work.adapter_dtype), mask)
+    mark("adapter")
+    return v
+
+
+def _train(
+    model: DivaForConditionalGeneration, batch: Batch, work: Work, ids: Tensor, tokens: Tensor, mark: Mark
+) -> None:
+    v = _virtual_tokens(model, batch, work, mark)
+    v.register_hook(lambda gradient: mark("student, backward"))
+    loss = v.new_zeros((), dtype=torch.float32)
+    if work.aligns:
+        loss = loss + align_distances(v, model.embed(ids), tokens)[0].sum()
+        mark("alignment")
+    if work.distills:
+        student = model.student_states(v, *_length(batch, v.device))
+        mark("student")
+        teacher = torch.zeros_like(student) if work.teacher_at_hand else model.teacher_states(ids, tokens)
+        mark("teacher")
+        loss = loss + distill_distances(student, teacher).sum()
+        del student, teacher
+    del v
+    loss.backward()
+    mark("adapter, backward")
+
+
+def _length(batch: Batch, device: torch.device) -> tuple[Tensor, int]:
+    """Samples of each clip, and those of the waveforms in which they are."""
+    longest = batch.samples - int(TAIL_SECONDS * SAMPLE_RATE)
+    return torch.full((batch.rows,), longest, device=device), batch.samples
+
+
+def _validate(
+    model: DivaForConditionalGeneration, batch: Batch, work: Work, ids: Tensor, tokens: Tensor, mark: Mark
+) -> None:
+    v = _virtual_tokens(model, batch, work, mark)
+    # As if every row had the longest transcript: which rows have shorter ones is in the data, not in the shapes.
+    facing = v[:, : batch.tokens].flatten(0, 1)
+    metrics.nearest_tokens(facing, embedding_matrix(model.llm))
+    mark("alignment")
+    student = model.student_states(v, *_length(batch, v.device))
+    mark("student")
+    teacher = torch.zeros_like(student) if work.teacher_at_hand else model.teacher_states(ids, tokens)
+    mark("teacher")
+    said, read = model.logits(student), model.logits(teacher)
+    metrics.first_token_agreement(said, read)
+    metrics.kl_divergence(said, read)
+    mark("logits")
+
+
+# ---- counting
+
+
+def _attention(query: Any, key: Any, *args: Any, **kwargs: Any) -> int:
+    rows, heads, length, width = query.shape
+    return 4 * rows * heads * length * key.shape[2] * width
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, *args: Any, **kwargs: Any) -> int:
+    return 5 * _attention(query, key) // 2  # four products, and the scores once more
+
+
+# torch's registry has the kernels of GPUs; attention of fake CPU tensors goes to these.
+_FORMULAS = flop_registry | {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+class Tally(TorchDispatchMode):
+    """Counts FLOPs, the bytes of those tensors made inside that still live, and the most there were.
+
+    Code that asks a tensor of token counts for a number, to cut the padding, is told `tokens`: fake tensors hold
+    no numbers, and here all clips have as many.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.tokens = tokens
+        self.flops = 0
+        self.bytes = 0
+        self.peak = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return self.tokens
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            # Asked for twice an operation; by its own way it takes most of the time.
+            return args[0].fake_device
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if formula := _FORMULAS.get(func._overloadpacket):
+            self.flops += formula(*args, **kwargs, out_val=result)
+        if not func.is_view:
+            given = {id(x.untyped_storage()) for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)}
+            for tensor in tree_iter(result):
+                if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in given:
+                    self._see(tensor.untyped_storage())
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        self.bytes += storage.nbytes()
+        self.peak = max(self.peak, self.bytes)
+        weakref.finalize(storage, self._free, storage.nbytes())
+
+    def _free(self, size: int) -> None:
+        self.bytes -= size
+
+
+def count_flops(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> Figures:
+    """FLOPs of each stage of a step on one micro-batch."""
+    with fake_tensors(), attention_on(work.accelerator):
+        base, deeper = (_count(config, parts.with_layers(m), batch, work)[0] for m in (BASE, deepen(1)))
+    return stages_at_full_depth(base, deeper, 1, parts.layers)
+
+
+def count_bytes(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> Figures:
+    """The most that the tensors which a step makes take in each of its stages.
+
+    Not its weights, and where it accumulates not the gradients. "end" is what it leaves: the gradients that it is
+    the first to make.
+    """
+    with fake_tensors(), attention_on(work.accelerator):
+        return at_full_depth(lambda m: _count(config, parts.with_layers(m), batch, work)[1], parts.layers)
+
+
+def bound_bytes(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> float:
+    """No less than all that a device holds in a step, weights and AdamW's state too; counted in a part of the time.
+
+    As if all of it grew with the layers of the deepest part.
+    """
+    with fake_tensors(), attention_on(work.accelerator):
+        model = prepare(config, parts.with_layers(BASE), work)
+        held = max(_tally(model, batch, work)[1].values())
+        weights, adapter = (sum(p.nbytes for p in m.parameters()) for m in (model, model.adapter))
+    # Beside the weights: gradients, their buckets under DDP, and two moments.
+    return max(1.0, max(parts.layers) / min(BASE)) * (weights + 4 * adapter + held)
+
+
+def _count(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> tuple[Figures, Figures]:
+    return _tally(prepare(config, parts, work), batch, work)
+
+
+def _tally(model: DivaForConditionalGeneration, batch: Batch, work: Work) -> tuple[Figures, Figures]:
+    """FLOPs of each stage, and the most bytes that what it makes takes."""
+    if work.trains and work.accumulates:
+        for parameter in model.adapter.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+    flops: Figures = {}
+    held: Figures = {}
+    with Tally(batch.tokens) as tally:
+
+        def mark(stage: str) -> None:
+            flops[stage] = tally.flops - sum(flops.values())
+            held[stage] = tally.peak
+            tally.peak = tally.bytes
+
+        step(model, batch, work, mark)
+        held["end"] = tally.bytes
+    return flops, held
+
+
+def prepare(
+    config: DivaConfig, parts: Architecture, work: Work, device: torch.device | None = None
+) -> DivaForConditionalGeneration:
+    """A model as it is when its first step has begun, with random weights that were made on `device`."""
+    model = assemble(config, parts, work.adapter_dtype, device)
+    fill_prefix_cache(model)
+    if work.recomputes:
+        checkpoint_activations(model)
+    return model
+
+
+def fill_prefix_cache(model: DivaForConditionalGeneration) -> None:
+    """What the first step of a run does once."""
+    width = model.llm.config.hidden_size
+    model.student_states(torch.zeros(1, 1, width, device=model.prefix_ids.device))
+
+
+@contextmanager
+def fake_tensors() -> Iterator[None]:
+    """Inside, tensors have shapes and no storage, and arithmetic on them takes no time."""
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
+        raise UserError(
+            f"what this model computes depends on more than shapes, so it cannot be counted: {error}"
+        ) from error
+
+
+@contextmanager
+def attention_on(accelerator: str) -> Iterator[None]:
+    """Let the adapter's attention be the one of an accelerator, though fake tensors say that they are on the CPU.
+
+    Fake tensors of another device need that device for their backward pass.
+    """
+
+    def fused(module: Any, *args: Any, **kwargs: Any) -> Any:
+        return (sdpa_attention_forward if isinstance(module, WhisperAttention) else grouped_attention)(
+            module, *args, **kwargs
+        )
+
+    AttentionInterface.register(GROUPED, grouped_attention if accelerator == "cpu" else fused)
+    try:
+        yield
+    finally:
+        AttentionInterface.register(GROUPED, grouped_attention)
+
+
+def deepen(further: int, part: int | None = None) -> Layers:
+    """`BASE` with so many further layers in one part, or in all three."""
+    encoder, decoder, llm = (depth + further * (part in (None, number)) for number, depth in enumerate(BASE))
+    return encoder, decoder, llm
+
+
+def stages_at_full_depth(base: Figures, deeper: Figures, further: int, layers: Layers) -> Figures:
+    """Figures by stage of a model with so many layers, from those of `BASE` and of one with `further` layers in
+    each part. A stage grows with the layers of the one part that it goes through.
+    """
+    return {
+        stage: value + (layers[_PARTS[stage]] - BASE[_PARTS[stage]]) * (deeper[stage] - value) / further
+        for stage, value in base.items()
+    }
+
+
+def of_layers(figures: Figures, some: int, layers: Layers) -> Figures:
+    """Figures by stage of `some` layers of each part, about, from those of a model with so many layers."""
+    return {stage: value * some / layers[_PARTS[stage]] for stage, value in figures.items()}
+
+
+def at_full_depth(
+    measure: Callable[[Layers], Figures], layers: Layers, deepened: Sequence[int] = (1, 2)
+) -> Figures:
+    """Figures of a model with so many layers, from those that `measure` finds in shallow ones.
+
+    `deepened` are the parts on whose depth they depend: the encoder, frozen, leaves nothing behind in memory.
+    """
+    base = measure(BASE)
+    figures = dict(base)
+    for part in deepened:
+        deeper = measure(deepen(1, part))
+        for name, value in base.items():
+            figures[name] += (layers[part] - BASE[part]) * (deeper[name] - value)
+    return figures

@@ -1,0 +1,158 @@
+"""How long a run takes: FLOPs over a rate, or stages timed on this machine (`diva.planning.calibration`)."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from omegaconf import OmegaConf
+
+from diva.cli import make
+from diva.errors import UserError
+from diva.planning.calibration import ROUND_LAYERS, matmul_tflops, stage_seconds
+from diva.planning.counting import Batch, Figures, Work, count_flops, of_layers
+from diva.planning.lengths import clip_lengths
+from diva.planning.run import Run
+
+# Of a device's peak, where neither it nor a measurement is at hand. Published trainings of large models reach 0.3
+# to 0.5.
+_ASSUMED_MFU = 0.4
+# A model whose few layers would take longer than this to time is made of large matrix products anyway.
+_CALIBRATION_SECONDS = 3.0
+# Common Voice 17 English, dev split, about.
+_DEV_CLIPS = 16_400
+_HEARING = ("encoder",)
+_ADAPTER = ("adapter", "alignment", "adapter, backward")
+_STUDENT = ("student", "student, backward")
+_TEACHER = ("teacher",)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run: what it costs over all devices, and how long it takes."""
+
+    name: str
+    steps: int
+    clips: int
+    tflops: float
+    seconds: float
+
+
+class Timing:
+    """Costs of the stages of a run's step, at the mean length of its clips."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.rests_on: list[str] = []
+
+    @cached_property
+    def batch(self) -> Batch:
+        run = self.run
+        batch = run.batch(run.micro_batch, run.lengths.mean_padded_samples(run.config.data.num_buckets))
+        # The table reads transcripts of like length together; a step's are padded to the query tokens.
+        return replace(batch, text_width=batch.tokens) if run.work.teacher_at_hand else batch
+
+    @cached_property
+    def everything(self) -> Work:
+        """A step that computes all there is: which of it a phase does is chosen by stage."""
+        return replace(self.run.work, aligns=True, distills=True, frames_at_hand=False, teacher_at_hand=False)
+
+    @cached_property
+    def flops_per_clip(self) -> Figures:
+        """Of each stage."""
+        flops = count_flops(self.run.model, self.run.parts, self.batch, self.everything)
+        return {stage: value / self.batch.rows for stage, value in flops.items()}
+
+    # ---- seconds
+
+    @cached_property
+    def seconds_per_clip(self) -> Figures:
+        """Of each stage, on one device; and of "optimizer", a step."""
+        run, plan = self.run, self.run.config.plan
+        if plan.mfu is not None and not 0 < plan.mfu <= 1:
+            raise UserError(f"plan.mfu={plan.mfu} must be above 0 and at most 1")
+        if run.device.tflops is None and not run.device.here:
+            raise UserError(
+                f"how fast {run.device.accelerator} is, is not known: give plan.device_tflops=PEAK"
+            )
+        if run.device.tflops is not None:
+            return self._at_rate(
+                run.device.tflops, run.device.origin, plan.mfu or _ASSUMED_MFU, plan.mfu is None
+            )
+        device = torch.device("cpu" if run.device.accelerator == "cpu" else "cuda")
+        dtype = run.work.autocast or run.work.adapter_dtype
+        measured = matmul_tflops(dtype, device)
+        products = f"large {str(dtype).removeprefix('torch.')} matrix products"
+        name = f"{run.device.origin}: {measured * 1000:.0f} GFLOP/s in {products}, measured now"
+        if plan.mfu is not None or not self._quick(measured):
+            return self._at_rate(measured, name, plan.mfu or _ASSUMED_MFU, plan.mfu is None)
+        optimizer = make(run.config.optimizer.algorithm)
+        clip = run.config.optimizer.gradient_clip
+        seconds = stage_seconds(run.model, run.parts, self.batch, self.everything, device, optimizer, clip)
+        self.rests_on.append(f"{run.device.origin}: each stage timed now on a few layers with random weights")
+        return {s: v if s == "optimizer" else v / self.batch.rows for s, v in seconds.items()}
+
+    def _quick(self, tflops: float) -> bool:
+        """Whether a few layers of each part can be timed within seconds."""
+        flops = sum(of_layers(self.flops_per_clip, ROUND_LAYERS, self.run.parts.layers).values())
+        flops *= self.batch.rows
+        return flops / (tflops * 1e12 * _ASSUMED_MFU) < _CALIBRATION_SECONDS
+
+    def _at_rate(self, tflops: float, origin: str, mfu: float, assumed: bool) -> Figures:
+        self.rests_on.append(
+            f"{origin}; of {tflops:.4g} TFLOP/s a share of {mfu:g}{' (assumed: plan.mfu)' if assumed else ''} is used;"
+            " optimizer and communication not counted"
+        )
+        seconds = {stage: flops / (tflops * 1e12 * mfu) for stage, flops in self.flops_per_clip.items()}
+        return seconds | {"optimizer": 0.0}
+
+    # ---- phases
+
+    def phases(self) -> list[Phase]:
+        """What is done once, the steps by objective, and validation."""
+        run, config = self.run, self.run.config
+        kept, table = run.work.frames_at_hand, run.work.teacher_at_hand
+        found = []
+        if kept:
+            found.append(self._forward("encoder frames, once", run.lengths.clips, _HEARING, 1))
+        if table:
+            found.append(self._forward("teacher states, once", run.lengths.clips, _TEACHER, 1))
+        aligned = config.max_steps
+        if run.objective.distill_weight > 0:
+            aligned = min(run.objective.distill_from_step, config.max_steps)
+        hears = (() if kept else _HEARING) + _ADAPTER
+        if aligned:
+            found.append(self._training("alignment", aligned, hears))
+        if config.max_steps > aligned:
+            stages = hears + _STUDENT + (() if table else _TEACHER)
+            found.append(self._training("distillation", config.max_steps - aligned, stages))
+        passes = -(-config.max_steps // config.val_every)
+        clips = passes * sum(self._val_clips(split) for split in config.data.val_splits.values())
+        if clips:
+            stages = (*hears[:-1], "student") + (() if table else _TEACHER)
+            found.append(self._forward("validation", clips, stages, run.world))
+        return found
+
+    def _val_clips(self, split: str) -> int:
+        """Clips of a split to validate on, as many as the corpus has where it is at hand."""
+        data, plan = self.run.config.data, self.run.config.plan
+        wanted = OmegaConf.merge(data, {"train_split": split, "max_train_clips": data.max_val_clips})
+        found = clip_lengths(wanted, plan.median_seconds)
+        if not found.origin.startswith("assumed"):
+            return found.clips
+        if data.max_val_clips is not None:
+            return data.max_val_clips
+        self.rests_on.append(f"assumed: {_DEV_CLIPS} clips to validate on, as in Common Voice 17 English")
+        return _DEV_CLIPS
+
+    def _training(self, name: str, steps: int, stages: tuple[str, ...]) -> Phase:
+        clips = steps * self.run.config.data.batch_size
+        seconds = sum(self.seconds_per_clip[stage] for stage in stages) * self.run.rows
+        seconds = steps * (seconds + self.seconds_per_clip["optimizer"])
+        return Phase(name, steps, clips, self._tflops(clips, stages), seconds)
+
+    def _forward(self, name: str, clips: int, stages: tuple[str, ...], devices: int) -> Phase:
+        seconds = clips * sum(self.seconds_per_clip[stage] for stage in stages) / devices
+        return Phase(name, 0, clips, self._tflops(clips, stages), seconds)
+
+    def _tflops(self, clips: int, stages: tuple[str, ...]) -> float:
+        return clips * sum(self.flops_per_clip[stage] for stage in stages) / 1e12

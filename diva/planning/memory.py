@@ -1,0 +1,218 @@
+"""What a run needs in memory, before anything of it exists; and the refusal of a run that cannot have it."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from omegaconf import DictConfig
+
+from diva.audio.waveform import padded_samples
+from diva.data.manifest import Manifest
+from diva.errors import UserError
+from diva.planning.counting import Batch, Figures, Work, bound_bytes
+from diva.planning.lengths import lengths_of
+from diva.planning.run import Run
+from diva.training.distributed.devices import is_ddp, is_sharded, resident_bytes
+
+# A counted peak may be above the true one where a kernel holds less than torch's own description of it.
+_CERTAIN = 0.75
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device at the peak of a run, by what takes them, and of one machine's own memory."""
+
+    device: dict[str, int]
+    host: dict[str, int]
+    stages: dict[str, int]  # of each stage, on top of what stays; gradients are among it
+    peak_stage: str
+
+    @property
+    def device_total(self) -> int:
+        return sum(self.device.values())
+
+    @property
+    def host_total(self) -> int:
+        return sum(self.host.values())
+
+
+def memory_of(run: Run) -> Memory:
+    """What a run needs at its peak, counted on its longest batches."""
+    lines = resident(run)
+    gradients = lines["gradients"]
+    training = run.training_bytes
+    if run.work.accumulates:
+        training = {stage: value + gradients for stage, value in training.items()}
+    # The gradients of the last step are there until the next one begins.
+    validation = {f"validation: {k}": v + gradients for k, v in run.validation_bytes.items()}
+    stages = {stage: round(value) for stage, value in (training | validation).items()}
+    peak = max(stages, key=lambda stage: stages[stage])
+    made = gradients if run.work.accumulates or peak in validation or peak == "end" else 0
+    lines |= {
+        "gradients": made,
+        "activations": stages[peak] - made,
+        "batch": _batch_bytes(run),
+    }
+    if run.device.accelerator == "cpu":
+        lines |= _tables(run)
+    return Memory(lines, _host(run, lines), stages, peak)
+
+
+def resident(run: Run) -> dict[str, int]:
+    """Bytes that one device holds between two micro-batches, by what takes them."""
+    weights = run.weights
+    shards = run.world if is_sharded(run.config.hardware.strategy) else 1
+    # As diva.training.distributed.fsdp shares out: layers, and the whole adapter; embeddings and norms stay whole.
+    kept = 1 - 1 / shards
+    lines = {
+        "encoder, frozen": round(weights.encoder - kept * weights.encoder_layers),
+        "LLM, frozen": round(weights.llm - kept * weights.llm_layers),
+        "adapter": weights.adapter // shards,
+        "gradients": weights.adapter // shards,
+        "optimizer state": weights.optimizer // shards,
+        "prefix keys and values": weights.prefix_cache,
+    }
+    if shards > 1:
+        lines["gathered layers"] = 2 * weights.llm_layers // run.parts.layers[2]  # one in use, one on its way
+    elif is_ddp(run.config.hardware.strategy) and run.world > 1:
+        lines["gradient buckets of DDP"] = weights.adapter
+    if run.device.accelerator == "cpu":
+        lines["interpreter and libraries"] = resident_bytes()
+    return lines
+
+
+def _tables(run: Run) -> dict[str, int]:
+    """Files that are mapped into memory, as far as a run has looked at them: in an epoch, at all of them."""
+    lines = {"teacher table": run.teacher_bytes} if run.work.teacher_at_hand else {}
+    return lines | ({"frames table": run.frames_bytes} if run.keeps_frames else {})
+
+
+def _host(run: Run, lines: dict[str, int]) -> dict[str, int]:
+    """Of one machine; where it is the device, that of all its processes, else of loading, before weights move."""
+    processes = f", {run.per_node} processes" if run.per_node > 1 else ""
+    if run.device.accelerator == "cpu":
+        return {f"{name}{processes}": size * run.per_node for name, size in lines.items()}
+    weights = run.weights
+    each = {
+        "interpreter and libraries": resident_bytes(),
+        "Whisper in float32, as loaded": 4 * weights.whisper_parameters,
+        "LLM, as loaded": weights.llm,
+        "adapter, as loaded": weights.adapter,
+        **_tables(run),
+    }
+    return {f"{name}{processes}": size * run.per_node for name, size in each.items()}
+
+
+def largest_micro_batch(run: Run) -> int | None:
+    """The most clips that fit through one device at a time in training; 0: not one; None: its memory is not known."""
+    if run.room is None:
+        return None
+    lines = resident(run)
+    gradients = lines["gradients"]
+    free = run.room - sum(lines.values()) + gradients - _beside(run)
+    held = _autocast_copies(run)
+    each = (max(run.training_bytes.values()) - held) / run.micro_batch
+    if (free - held) / each >= run.rows:  # and no gradients are there when the only micro-batch begins
+        return run.rows
+    return max(0, int((free - gradients - held) / each))
+
+
+def largest_val_batch(run: Run) -> int | None:
+    """The most clips that fit through one device at a time in validation; 0 and None as in training."""
+    if run.room is None:
+        return None
+    free = run.room - sum(resident(run).values()) - _beside(run)
+    return _val_rows_within(free, run, run.batch(run.val_rows, run.longest_samples), run.validation_bytes)
+
+
+def _val_rows_within(free: float, run: Run, batch: Batch, counted: Figures) -> int:
+    """How many clips like those of a batch can be validated in so many bytes, from what is counted for that one.
+
+    On a line between one clip and the batch, which is at most a little above the truth.
+    """
+    one = run.count_validation(replace(batch, rows=1))
+    if max(one.values()) > free:
+        return 0
+    if batch.rows == 1:
+        batch = replace(batch, rows=2)
+        counted = run.count_validation(batch)
+    each = {stage: (counted[stage] - one[stage]) / (batch.rows - 1) for stage in counted}
+    return min(1 + int((free - one[stage]) / each[stage]) for stage in counted if each[stage] > 0)
+
+
+def check_memory(config: DictConfig, train: Manifest, val: Collection[Manifest] = ()) -> None:
+    """Raise UserError, with what would fit, for a run on these clips that cannot fit into its devices' memory.
+
+    Refuses only what is certain: where the memory is known (found, or given as plan.device_memory_gb), and is less
+    than the weights, which are all there at once, with three quarters of the activations counted.
+    """
+    try:
+        run = Run(config, lengths_of(train))
+        if not run.device.here or run.room is None:
+            return
+        refusal = _training_refusal(run, run.room) or _validation_refusal(run, run.room, val)
+    except UserError:
+        return  # a model that cannot be counted may still run; one that cannot be found is named when it is loaded
+    if refusal:
+        raise UserError(refusal)
+
+
+def _fits_easily(run: Run, room: int, batch: Batch, work: Work) -> bool:
+    """Whether that can be told in a part of the time that counting takes."""
+    return resident_bytes() + bound_bytes(run.model, run.parts, batch, work) <= room
+
+
+def _training_refusal(run: Run, room: int) -> str | None:
+    if _fits_easily(run, room, run.batch(run.micro_batch, run.longest_samples), run.work):
+        return None
+    lines = resident(run)
+    if not run.work.accumulates:
+        del lines["gradients"]  # made while activations go
+    stays, peak = sum(lines.values()), max(run.training_bytes.values())
+    if stays + _CERTAIN * peak <= room:
+        return None
+    held = _autocast_copies(run)
+    fits = int((room - stays - held) / (peak - held) * run.micro_batch)
+    return _refusal("this run", run, stays, peak, room, "hardware.micro_batch_size", fits)
+
+
+def _validation_refusal(run: Run, room: int, val: Collection[Manifest]) -> str | None:
+    batches = []
+    for clips in val:
+        rows = min(run.config.data.val_batch_size, len(clips))
+        batches.append(run.batch(rows, padded_samples(lengths_of(clips).longest_seconds)))
+    batch = max(batches, key=lambda batch: batch.rows * batch.samples, default=None)
+    if batch is None or _fits_easily(run, room, batch, run.val_work):
+        return None
+    counted = run.count_validation(batch)
+    # The gradients of the last step are there until the next one begins.
+    stays, peak = sum(resident(run).values()), max(counted.values())
+    if stays + _CERTAIN * peak <= room:
+        return None
+    fits = _val_rows_within(room - stays, run, batch, counted)
+    return _refusal("validation", run, stays, peak, room, "data.val_batch_size", fits)
+
+
+def _refusal(what: str, run: Run, stays: float, peak: float, room: int, key: str, fits: int) -> str:
+    needs = f"{(stays + peak) / 1e9:.1f} GB on each device ({stays / 1e9:.1f} GB stay, {peak / 1e9:.1f} GB come and go)"
+    said = f"{what} needs {needs}, and each has {room / 1e9:.1f} GB ({run.device.origin}); "
+    if fits >= 1:
+        return said + f"{key}={fits} would fit"
+    return said + (
+        f"not even {key}=1 would fit: share out the weights (a hardware config with fsdp), or take a smaller model or a"
+        " larger device; python -m diva.plan says what each needs"
+    )
+
+
+def _beside(run: Run) -> int:
+    """Bytes that a device holds beside what is resident, and what comes and goes."""
+    tables = sum(_tables(run).values()) if run.device.accelerator == "cpu" else 0
+    return _batch_bytes(run) + tables
+
+
+def _batch_bytes(run: Run) -> int:
+    return 4 * run.rows * run.longest_samples
+
+
+def _autocast_copies(run: Run) -> int:
+    """Bytes of the adapter's weights in the precision of the products, which no micro-batch makes fewer."""
+    return run.weights.adapter // 2 if run.work.autocast else 0

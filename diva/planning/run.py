@@ -1,0 +1,211 @@
+"""A training run by its config, before anything of it exists: its parts, its devices, the shapes of its batches."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from transformers import AutoModel
+
+from diva.audio.waveform import SAMPLE_RATE, padded_samples
+from diva.cli import make
+from diva.data.decoded import BYTES_PER_SECOND
+from diva.errors import UserError
+from diva.models.configuration import DivaConfig
+from diva.models.skeleton import Architecture, architecture, assemble
+from diva.planning.counting import (
+    Batch,
+    Figures,
+    Work,
+    at_full_depth,
+    count_bytes,
+    fake_tensors,
+    fill_prefix_cache,
+)
+from diva.planning.lengths import ClipLengths, clip_lengths
+from diva.training.distributed.devices import Device, devices_per_node, find_device
+from diva.training.frozen import Precompute
+from diva.training.losses import Objective
+
+_PRECISIONS = {"16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of what stays in memory for the whole run, on one device that shards nothing."""
+
+    encoder: int
+    llm: int
+    llm_layers: int
+    encoder_layers: int
+    adapter: int
+    optimizer: int
+    prefix_cache: int
+    whisper_parameters: int  # of all of Whisper, which is loaded in float32
+
+
+class Run:
+    """A training run by its config: its parts, its devices, the shapes of its batches."""
+
+    def __init__(self, config: DictConfig, lengths: ClipLengths | None = None):
+        self.config = config
+        self.model: DivaConfig = make(config.model)
+        self.parts: Architecture = architecture(self.model)
+        self.objective: Objective = make(config.objective)
+        self.precompute: Precompute = make(config.precompute)
+        self.device: Device = find_device(
+            config.hardware.accelerator, config.plan.device_memory_gb, config.plan.device_tflops
+        )
+        self.per_node, self.assumed_devices = devices_per_node(config.hardware)
+        self.world = self.per_node * config.hardware.num_nodes
+        if config.data.batch_size % self.world:
+            raise UserError(
+                f"data.batch_size={config.data.batch_size} cannot be shared by {self.world} devices:"
+                f" choose a multiple of {self.world}"
+            )
+        self.given_lengths = lengths
+
+    @cached_property
+    def lengths(self) -> ClipLengths:
+        return self.given_lengths or clip_lengths(self.config.data, self.config.plan.median_seconds)
+
+    @property
+    def assumptions(self) -> list[str]:
+        """What is not in the config and not found here."""
+        return [line for line in (self.assumed_devices, self.lengths.origin) if line]
+
+    # ---- shapes
+
+    @property
+    def rows(self) -> int:
+        """Clips of a step on one device."""
+        return self.config.data.batch_size // self.world
+
+    @property
+    def micro_batch(self) -> int:
+        return min(self.rows, self.config.hardware.micro_batch_size)
+
+    @property
+    def longest_samples(self) -> int:
+        return padded_samples(math.ceil(self.lengths.longest_seconds * 10) / 10)
+
+    def batch(self, rows: int, samples: int) -> Batch:
+        """A micro-batch whose transcripts are as long as so many samples of speech."""
+        width = self.model.adapter.num_query_tokens
+        return Batch(rows, samples, min(width, self.lengths.tokens(samples / SAMPLE_RATE)), width)
+
+    @cached_property
+    def work(self) -> Work:
+        """What a step does once everything in the objective has begun."""
+        distilled = self.objective.distilled_steps(self.config.max_steps)
+        precision = str(self.config.hardware.precision)
+        kind = _PRECISIONS.get(precision.split("-")[0])
+        true = precision.endswith("true") and kind is not None
+        return Work(
+            aligns=self.objective.align_weight > 0,
+            distills=self.objective.distills_at(self.config.max_steps),
+            frames_at_hand=self.keeps_frames,
+            teacher_at_hand=self.precompute.keeps_teacher(self.lengths.clips, self._clips_of(distilled)),
+            accumulates=self.rows > self.micro_batch,
+            autocast=None if true else kind,
+            adapter_dtype=kind if true and kind else torch.float32,
+            accelerator=self.device.accelerator,
+            recomputes=self.config.hardware.activation_checkpointing,
+        )
+
+    @cached_property
+    def training_bytes(self) -> Figures:
+        """Of the stages of a training step on one micro-batch of the longest clips."""
+        return count_bytes(
+            self.model, self.parts, self.batch(self.micro_batch, self.longest_samples), self.work
+        )
+
+    @property
+    def val_rows(self) -> int:
+        """Clips of a validation batch on one device."""
+        data = self.config.data
+        return min(data.val_batch_size, data.max_val_clips or data.val_batch_size)
+
+    @cached_property
+    def val_work(self) -> Work:
+        return replace(self.work, trains=False, accumulates=False)
+
+    @cached_property
+    def validation_bytes(self) -> Figures:
+        """Of the stages of validation on one batch of clips as long as the longest to train on."""
+        return self.count_validation(self.batch(self.val_rows, self.longest_samples))
+
+    def count_validation(self, batch: Batch) -> Figures:
+        return count_bytes(self.model, self.parts, batch, self.val_work)
+
+    @property
+    def room(self) -> int | None:
+        """Bytes of a device's memory for each process; None: not known."""
+        processes = self.per_node if self.device.accelerator == "cpu" else 1
+        return None if self.device.memory is None else self.device.memory // processes
+
+    # ---- what is kept on disk and in memory between steps
+
+    @property
+    def frames_bytes(self) -> int:
+        """Of the encoder's frames of all training clips."""
+        frames = self.lengths.mean_frames * self.lengths.clips
+        return round(frames * self.parts.encoder.d_model * self.frozen_bytes)
+
+    @property
+    def keeps_frames(self) -> bool:
+        """As `diva.training.frozen.FrameTable` decides."""
+        decoded = float(self.lengths.seconds.mean()) * self.lengths.clips * BYTES_PER_SECOND
+        most = self.precompute.most_frames_gb(self.lengths.clips, self._clips_of(self.config.max_steps))
+        fits = self.frames_bytes <= most * 1e9
+        return (
+            self.model.encoder.context != "full"
+            and decoded <= self.config.data.decoded_cache_gb * 1e9
+            and fits
+        )
+
+    def _clips_of(self, steps: int) -> int:
+        return steps * self.config.data.batch_size
+
+    @property
+    def teacher_bytes(self) -> int:
+        return self.lengths.clips * self.parts.llm.hidden_size * self.frozen_bytes
+
+    @property
+    def frozen_bytes(self) -> int:
+        return getattr(torch, self.model.frozen_dtype).itemsize
+
+    @cached_property
+    def weights(self) -> Weights:
+        with fake_tensors():
+            figures = at_full_depth(
+                lambda layers: self._weights(self.parts.with_layers(layers)), self.parts.layers, (0, 1, 2)
+            )
+        return Weights(**{name: round(value) for name, value in figures.items()})
+
+    def _weights(self, parts: Architecture) -> Figures:
+        model = assemble(self.model, parts, self.work.adapter_dtype)
+        fill_prefix_cache(model)
+        cache: Any = model._prefix_cache.layers if model._prefix_cache else []
+        layers: Any = model.llm.base_model.layers
+        optimizer = make(self.config.optimizer.algorithm)(model.adapter.parameters())
+        for parameter in model.adapter.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        state = [value for of in optimizer.state.values() for value in of.values() if torch.is_tensor(value)]
+        return {
+            "encoder": _bytes(model.encoder.whisper.parameters()),
+            "llm": _bytes(model.llm.parameters()),
+            "llm_layers": _bytes(layers.parameters()),
+            "encoder_layers": _bytes(model.encoder.whisper.layers.parameters()),
+            "adapter": _bytes(model.adapter.parameters()),
+            "optimizer": _bytes(state),
+            "prefix_cache": _bytes(t for layer in cache for t in (layer.keys, layer.values)),
+            "whisper_parameters": sum(p.numel() for p in AutoModel.from_config(parts.encoder).parameters()),
+        }
+
+
+def _bytes(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,107 @@
+"""Where the adapter listens: the cross-attention of its virtual tokens over a clip, and a picture of it."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperDecoderLayer
+
+from diva.audio.waveform import HOP_SAMPLES, SAMPLE_RATE, SAMPLES_PER_FRAME, pad_clips, to_waveform
+from diva.errors import UserError
+from diva.models.adapter import QFormerAdapter
+from diva.models.build import embedding_matrix
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.processing import Clip
+from diva.training.metrics import nearest_tokens
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What those virtual tokens of a clip look at that the LLM reads, Q here; tensors in float32 on the CPU."""
+
+    mel: Tensor  # [M, T] log-mel, 10 ms a frame; T = 2 F
+    weights: Tensor  # [layers, heads, Q, F], 20 ms a frame; each row sums to 1, masked frames have 0
+    virtual_tokens: Tensor  # [Q, D]
+    tokens: list[str]  # Q: the LLM's token nearest to each virtual token
+    seconds: float  # of the clip itself; what follows it is the silent tail
+
+
+@torch.no_grad()
+def cross_attention(model: DivaForConditionalGeneration, clip: Clip) -> Attention:
+    """The adapter's attention over one clip of up to 30 s (a path, a file's bytes, or samples [S] at 16 kHz).
+
+    Raises AudioFault for a clip that cannot be heard, UserError for an adapter without attention.
+    """
+    if not isinstance(model.adapter, QFormerAdapter):
+        raise UserError(
+            "only the Q-Former attends to the speech (model.adapter.kind=qformer); this adapter is an MLP"
+        )
+    waveforms, samples = (tensor.to(model.device) for tensor in pad_clips([to_waveform(clip)]))
+    weights: list[Tensor] = []
+    with ExitStack() as hooks:
+        for layer in model.adapter.layers:
+            assert isinstance(layer, WhisperDecoderLayer)
+            hook = partial(_record, weights)
+            hooks.callback(layer.encoder_attn.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        virtual_tokens = model.virtual_tokens(waveforms, samples)[0]
+    read = int(model.config.adapter.tokens_read(samples))
+    virtual_tokens = virtual_tokens[-read:]
+    # The encoder may have padded the clip to 30 s: the picture covers the frames that it gave.
+    padding = weights[0].shape[-1] * SAMPLES_PER_FRAME - waveforms.shape[1]
+    nearest = nearest_tokens(virtual_tokens, embedding_matrix(model.llm))
+    return Attention(
+        mel=model.encoder.log_mel(nn.functional.pad(waveforms, (0, padding)))[0].cpu(),
+        weights=torch.stack(weights)[:, :, -read:].cpu(),
+        virtual_tokens=virtual_tokens.float().cpu(),
+        tokens=[model.processor.tokenizer.decode([token]) for token in nearest.tolist()],
+        seconds=int(samples) / SAMPLE_RATE,
+    )
+
+
+def _record(weights: list[Tensor], module: WhisperAttention, args: tuple, kwargs: dict) -> None:
+    """Append the weights [heads, Q, F] of the one clip that a cross-attention is about to read.
+
+    The fused attention it runs gives none, and computes from the same queries, keys and mask.
+    """
+    hidden, frames, mask = args[0], kwargs["key_value_states"], kwargs["attention_mask"]
+    query, key = (
+        states.unflatten(-1, (module.num_heads, module.head_dim)).transpose(1, 2)
+        for states in (module.q_proj(hidden) * module.scaling, module.k_proj(frames))
+    )
+    scores = (query @ key.transpose(2, 3)).float()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights.append(scores.softmax(dim=-1)[0])
+
+
+def plot(attention: Attention, tokens: int = 48) -> Figure:
+    """The clip's log-mel, and under it the attention of its last `tokens` virtual tokens, mean over layers and heads.
+
+    The last ones, because it is they that face the transcript's tokens in training (DiVA section 3.2). The
+    vertical line is where the clip ends and the silent tail begins.
+    """
+    mean = attention.weights.mean(dim=(0, 1))[-tokens:]
+    # Under pyplot it would be shown twice in a notebook: once as the current figure, once as the value.
+    figure = Figure(figsize=(10, 3 + 0.17 * len(mean)), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 0.17 * len(mean) + 0.5))
+    end = attention.mel.shape[1] * HOP_SAMPLES / SAMPLE_RATE
+    above.imshow(
+        attention.mel, origin="lower", aspect="auto", extent=(0, end, 0, len(attention.mel)), cmap="magma"
+    )
+    above.set(ylabel="mel bin", title="log-mel of the clip")
+    heat = below.imshow(mean, aspect="auto", extent=(0, end, len(mean), 0), cmap="viridis")
+    below.set_yticks(torch.arange(len(mean)) + 0.5, labels=list(map(_label, attention.tokens[-tokens:])))
+    below.tick_params("y", labelsize=7)
+    below.set(xlabel="seconds", ylabel="virtual token, by the nearest token of the LLM")
+    for axes in (above, below):
+        axes.axvline(attention.seconds, color="white", linewidth=1)
+    figure.colorbar(heat, ax=below, label="attention, mean over layers and heads")
+    return figure
+
+
+def _label(token: str) -> str:
+    """A token as axes can show it: visible spaces, and no dollar sign, which would begin a formula."""
+    return repr(token)[1:-1].replace(" ", "␣").replace("$", r"\$")

@@ -1,0 +1,139 @@
+"""Draw a run's curves: `python -m diva.curves [RUN_DIR] [--into FOLDER]` (the newest run unless named).
+
+Writes curves.png into the run's folder. --into also copies there what a README rests on (curves.png,
+summary.json, responses.tsv), and --readme writes the results of summary.json between that file's marks.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pyarrow as pa
+import pyarrow.csv
+
+from diva import markdown
+from diva.cli import exit_codes
+from diva.errors import UserError
+
+_BEGIN, _END = "<!-- results -->", "<!-- /results -->"
+_LOSSES = {"train/align": "alignment, per token", "train/distill": "distillation, per clip"}
+_FIGURES = {
+    "alignment_accuracy": "alignment accuracy",
+    "first_token_agreement": "first-token agreement with the text teacher",
+    "kl": "KL to the text teacher, nats",
+}
+
+
+@exit_codes
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="diva.curves", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "run", type=Path, nargs="?", help="a run directory; the newest below runs/ unless given"
+    )
+    parser.add_argument("--into", type=Path, help="also copy picture, summary and responses here")
+    parser.add_argument(
+        "--readme", type=Path, help=f"write the results between {_BEGIN} and {_END} of this file"
+    )
+    arguments = parser.parse_args()
+    run = arguments.run or newest_run(Path("runs"))
+    picture = draw(run)
+    print(picture)
+    if (arguments.into or arguments.readme) and not (run / "summary.json").is_file():
+        raise UserError(
+            f"{run} has not ended: it has no summary.json, from which --into and --readme take the figures"
+        )
+    if arguments.into:
+        arguments.into.mkdir(parents=True, exist_ok=True)
+        for file in (picture, run / "summary.json", run / "responses.tsv"):
+            shutil.copy(file, arguments.into)
+    if arguments.readme:
+        summary = json.loads((run / "summary.json").read_text())
+        write_between_marks(arguments.readme, results(summary))
+
+
+def newest_run(folder: Path) -> Path:
+    """The run below `folder` that ended last. Raises UserError where there is none."""
+    ended = finished_runs(folder)
+    if not ended:
+        raise UserError(f"there is no finished run below {folder}/; train one with: make train")
+    return ended[0]
+
+
+def finished_runs(folder: Path) -> list[Path]:
+    """The runs below `folder` that have ended, the newest first."""
+    ended = sorted(folder.glob("**/summary.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    return [file.parent for file in ended]
+
+
+def draw(run: Path) -> Path:
+    """Losses on the left, what validation measures on the right, over optimizer steps."""
+    if not (run / "metrics.csv").is_file():
+        raise UserError(f"{run} is not a run: it has no metrics.csv")
+    table = pa.csv.read_csv(run / "metrics.csv")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for column, label in _LOSSES.items():
+        left.plot(*series(table, column), label=label, linewidth=1)
+    left.set(xlabel="optimizer step", ylabel="mean L2 distance", title="training losses", ylim=(0, None))
+    names = sorted({column.split("/")[0] for column in table.column_names if column.endswith("/kl")})
+    for name, style in zip(names, ("-", "--", ":", "-."), strict=False):
+        for (figure_name, label), color in zip(_FIGURES.items(), ("C0", "C1", "C2"), strict=True):
+            shown = label if name == "val" else f"{label}, {name.removeprefix('val_').replace('_', ' ')}"
+            right.plot(*series(table, f"{name}/{figure_name}"), style, color=color, label=shown, marker=".")
+    right.set(xlabel="optimizer step", title="held-out speech", ylim=(0, 1))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="x-small")
+    path = run / "curves.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def series(table: pa.Table, column: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the rows in which `column` was logged."""
+    if column not in table.column_names:
+        return [], []
+    pairs = zip(table["step"].to_pylist(), table[column].to_pylist(), strict=True)
+    logged = [(step, value) for step, value in pairs if value is not None]
+    return [step for step, _ in logged], [value for _, value in logged]
+
+
+def results(summary: dict[str, Any]) -> str:
+    """The final figures and the sample responses of a run as markdown."""
+    names = sorted({key.split("/")[0] for key in summary if key.endswith("/kl")})
+    header = [
+        "held-out sentences" if name == "val" else name.removeprefix("val_").replace("_", " ")
+        for name in names
+    ]
+    figures = [
+        [label, *(f"{summary[f'{name}/{key}']:.3f}" for name in names)] for key, label in _FIGURES.items()
+    ]
+    lines = markdown.table(["", *header], figures)
+    threads = summary["machine"]["cpu_threads"]
+    corpus = summary.get("seconds_of_data", 0) / 60  # not in summaries of older runs
+    of_them = f" ({corpus:.1f} of them for the corpus)" if corpus >= 0.1 else ""
+    lines += [
+        "",
+        f"{summary['seconds'] / 60:.1f} minutes{of_them} on {threads} CPU threads,"
+        f" {summary['clips_per_second']:.1f} clips a second, revision `{summary['revision']}`. Held-out questions, as"
+        " the frozen LLM answers when it reads them and when it hears them (cut after 24 tokens):",
+        "",
+    ]
+    said = [[row[name] for name in ("question", "teacher", "student")] for row in summary["responses"]]
+    lines += markdown.table(["spoken question", "teacher, reading", "student, hearing"], said)
+    return "\n".join(lines)
+
+
+def write_between_marks(file: Path, text: str) -> None:
+    """Replace what stands between the two marks. Raises UserError where the file lacks them."""
+    before, begin, rest = file.read_text().partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise UserError(f"{file} has no '{_BEGIN}' followed by '{_END}' to write the results between")
+    file.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")

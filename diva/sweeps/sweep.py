@@ -1,0 +1,238 @@
+"""`python -m diva.train -m ...`: many runs from one command line, each a process of its own.
+
+A failed run does not end the sweep. The same command with the same hydra.sweep.dir continues a sweep: finished
+and pruned runs are left alone, all others go on where their last checkpoint is.
+"""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from filelock import FileLock, Timeout
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+from rich.console import Console
+
+from diva.cli import CONFIG_DIR, check_overrides, make
+from diva.errors import UserError
+from diva.sweeps.folder import JOURNAL, SweepRun, find_runs, place_runs
+from diva.sweeps.table import gather, print_tables
+
+# What Hydra would take and this does not; every one of them has its counterpart here.
+_REFUSED = {
+    "hydra/launcher": "sweep=serial, parallel or slurm says where runs happen",
+    "hydra.launcher": "sweep.runner.KEY=VALUE says how runs happen",
+    "hydra/sweeper": "sweep=optuna searches",
+    "hydra.sweep.subdir": "runs are numbered; hydra.sweep.dir=FOLDER says where",
+    "hydra.run.dir": "hydra.sweep.dir=FOLDER says where a sweep goes",
+    "resume": "a sweep is continued by its own command with hydra.sweep.dir=FOLDER",
+}
+
+
+class Runner(Protocol):
+    """Where runs happen."""
+
+    n_jobs: int
+
+    def __call__(self, run: SweepRun, options: list[str]) -> None: ...
+
+    def stop(self) -> str: ...
+
+
+class Source(Protocol):
+    """Which run is next."""
+
+    def take(self) -> SweepRun | None: ...
+
+    def ended(self, run: SweepRun) -> None: ...
+
+
+class Study(Protocol):
+    """A search, which chooses the values of the next run after those that have ended."""
+
+    def open(self, folder: Path, overrides: list[Override]) -> Source: ...
+
+
+class Grid:
+    """Every combination of the values given, in order, but those that have finished."""
+
+    def __init__(self, runs: list[SweepRun]):
+        self._waiting = [run for run in runs if not run.done]
+
+    def take(self) -> SweepRun | None:
+        return self._waiting.pop(0) if self._waiting else None
+
+    def ended(self, run: SweepRun) -> None:
+        """Nothing follows from how a run of a grid ends."""
+
+
+def sweep(arguments: list[str], config_name: str, config_dir: str | None) -> int:
+    """Carry out the sweep that the overrides `arguments` ask for; returns its exit code.
+
+    0: every run finished or was pruned; 2: some failed, all for the user's input; 1: some failed otherwise.
+    Raises UserError before any run starts where the sweep itself is wrong.
+    """
+    config = check_overrides(config_name, arguments, config_dir)
+    if config.hardware.num_nodes != 1:
+        raise UserError(
+            f"hardware.num_nodes={config.hardware.num_nodes}: a run of a sweep stays on one machine"
+        )
+    folder, parameters = _sweep_folder(arguments, config_name, config_dir)
+    overrides = _parse([*(f"{key}={value}" for key, value in parameters.items()), *arguments])
+    options = ["--config-dir", str(Path(config_dir).absolute())] if config_dir else []
+    of_runs = [override for override in overrides if not _concerns_sweep(override)]
+    runner: Runner = make(config.sweep.runner)
+    study: Study | None = make(config.sweep.study) if "study" in config.sweep else None
+    grid = [] if study else combinations(of_runs)
+    _check_choices(grid, config_name, config_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            _check_kind(folder, study)
+            source = study.open(folder, of_runs) if study else Grid(place_runs(folder, grid))
+            swept = {override.get_key_element() for override in of_runs if override.is_sweep_override()}
+            started = carry_out(source, runner, options, swept)
+    except Timeout as error:
+        raise UserError(f"another sweep is at work in {folder}") from error
+    print_tables(gather(find_runs(folder)), str(folder))
+    return exit_code(started)
+
+
+def combinations(overrides: list[Override]) -> list[tuple[str, ...]]:
+    """Every combination of the values given. Raises UserError for an interval, which has no end of them."""
+    for override in overrides:
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise UserError(f"{override.input_line}: an interval is something to search, with sweep=optuna")
+    (grid,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    return [tuple(run) for run in grid]
+
+
+def _check_kind(folder: Path, study: Study | None) -> None:
+    if find_runs(folder) and (folder / JOURNAL).exists() != (study is not None):
+        kind = "every combination of its values" if study else "a search"
+        raise UserError(f"the sweep in {folder} is {kind}: give this one a hydra.sweep.dir of its own")
+
+
+def exit_code(runs: list[SweepRun]) -> int:
+    """Of a sweep over `runs`."""
+    failed = [run.outcome for run in runs if run.outcome.status == "failed"]
+    if not failed:
+        return 0
+    return 2 if all(outcome.users_fault for outcome in failed) else 1
+
+
+def _concerns_sweep(override: Override) -> bool:
+    key = override.get_key_element().lstrip("+~")
+    return key == "sweep" or key.startswith(("sweep.", "hydra.sweep.", "hydra.sweeper."))
+
+
+def _parse(arguments: list[str]) -> list[Override]:
+    overrides = OverridesParser.create().parse_overrides(arguments)
+    for override in overrides:
+        key = override.get_key_element().lstrip("+~")
+        for refused, instead in _REFUSED.items():
+            if key == refused or key.startswith(f"{refused}."):
+                raise UserError(f"{key} has no place in a sweep: {instead}")
+    return overrides
+
+
+def _sweep_folder(
+    arguments: list[str], config_name: str, config_dir: str | None
+) -> tuple[Path, dict[str, str]]:
+    """hydra.sweep.dir and hydra.sweeper.params of the command line `arguments`."""
+    plain = [str(o.input_line) for o in _parse(arguments) if not o.is_sweep_override()]
+    extra = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+        config: DictConfig = compose(config_name, overrides=plain + extra, return_hydra_config=True)
+    HydraConfig.instance().set_config(config)  # the folder's name may refer to hydra's own values
+    folder = Path(config.hydra.sweep.dir)
+    HydraConfig.instance().cfg = None
+    return folder, dict(config.hydra.sweeper.params or {})
+
+
+def _check_choices(grid: list[tuple[str, ...]], config_name: str, config_dir: str | None) -> None:
+    """Compose runs until every value of every key has been seen: a misspelt one is found before any run starts."""
+    seen: set[str] = set()
+    for overrides in grid:
+        if not seen.issuperset(overrides):
+            check_overrides(config_name, list(overrides), config_dir)
+            seen.update(overrides)
+
+
+def carry_out(source: Source, runner: Runner, options: list[str], swept: set[str]) -> list[SweepRun]:
+    """`runner.n_jobs` runs at a time until there is no next one; returns those that were started.
+
+    `swept` are the keys that have several values: what tells a run from the others.
+    """
+    taking = threading.Lock()
+    started: list[SweepRun] = []
+    stopping = threading.Event()
+
+    def work() -> None:
+        while not stopping.is_set():
+            with taking:
+                run = source.take()
+                if run is None:
+                    return
+                started.append(run)
+            own = [override for override in run.overrides if override.partition("=")[0] in swept]
+            _say(f"run {run.folder.name} starts: {' '.join(own)}")
+            begun = time.time()
+            runner(run, options)
+            with taking:
+                source.ended(run)
+            _say(_ending(run, time.time() - begun))
+
+    with ThreadPoolExecutor(runner.n_jobs) as pool, _sigterm_as_interrupt():
+        workers = [pool.submit(work) for _ in range(runner.n_jobs)]
+        try:
+            done, _ = wait(workers, return_when=FIRST_EXCEPTION)
+            for worker in done:
+                worker.result()
+        except BaseException:
+            stopping.set()
+            _say(runner.stop())
+            raise
+    return started
+
+
+def _ending(run: SweepRun, seconds: float) -> str:
+    outcome, figures = run.outcome, run.figures
+    shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items() if name.startswith("val"))
+    text = shown or outcome.reason or f"log: {run.folder / 'run.log'}"
+    return f"run {run.folder.name} {outcome.status} after {seconds / 60:.1f} min: {text}"
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=False)
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """A sweep that is told to end lets its runs save, as with Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt as interrupted:
+        number = interrupted.args[0] if interrupted.args else signal.SIGINT
+        _say("stopped; the same command with the same hydra.sweep.dir goes on from here")
+        sys.exit(128 + number)
+    finally:
+        signal.signal(signal.SIGTERM, before)

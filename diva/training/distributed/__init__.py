@@ -1,0 +1,1 @@
+"""One run over several devices: FSDP2, XLA, activation checkpointing, settings against hardware."""

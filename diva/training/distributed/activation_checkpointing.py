@@ -1,0 +1,43 @@
+"""Activation checkpointing: the backward pass computes each layer again instead of keeping what it computed."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import Cache
+
+from diva.models.modeling import DivaForConditionalGeneration
+
+
+def checkpoint_activations(model: DivaForConditionalGeneration) -> None:
+    """Keep only the inputs of the layers of adapter and LLM for the backward pass; to be called once."""
+    # Not transformers' own, which wants the LLM in training mode and lets go of the prefix's keys and values.
+    for layer in [*getattr(model.adapter, "layers", []), *model.llm.base_model.layers]:
+        layer.forward = partial(_recomputed, layer.forward)
+
+
+def _recomputed(forward: Callable, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(hidden, *args, **kwargs)
+
+    def run(hidden: Tensor) -> Any:
+        # A layer adds its keys to the cache, and the second time must not find those of the first.
+        copies = {k: _copy(v) if isinstance(v, Cache) else v for k, v in kwargs.items()}
+        return forward(hidden, *args, **copies)
+
+    if hidden.device.type == "xla":
+        from torch_xla.utils.checkpoint import checkpoint as xla_checkpoint
+
+        # XLA sees that both times are the same, and without this barrier keeps the results after all.
+        return xla_checkpoint(run, hidden)
+    return checkpoint(run, hidden, use_reentrant=False)
+
+
+def _copy(cache: Cache) -> Cache:
+    result = copy.copy(cache)
+    result.layers = [copy.copy(layer) for layer in cache.layers]
+    return result

@@ -1,0 +1,64 @@
+"""Whether a run can be carried out on the hardware that its config names, said before anything is loaded."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+
+from diva.errors import UserError
+from diva.training.distributed.devices import is_sharded
+
+
+def check_hardware(config: DictConfig) -> None:
+    """Raise UserError where settings contradict the hardware, or what it needs is not installed."""
+    check_settings(config)
+    if config.hardware.accelerator == "tpu" and find_spec("torch_xla") is None:
+        raise UserError(
+            "hardware=tpu_* needs torch_xla, with the torch that it was built for: pip install -e '.[tpu]' in a clone"
+        )
+
+
+def check_settings(config: DictConfig) -> None:
+    """Raise UserError where settings contradict the hardware, be it here or not, or make no sense on any."""
+    if config.hardware.micro_batch_size < 1:
+        raise UserError(f"hardware.micro_batch_size={config.hardware.micro_batch_size} must be at least 1")
+    on_tpu, sharded = config.hardware.accelerator == "tpu", is_sharded(config.hardware.strategy)
+    if (on_tpu or sharded) and (config.precompute.teacher_states or config.precompute.encoder_frames_gb > 0):
+        reason = "XLA compiles every shape anew" if on_tpu else "one rank alone has no whole LLM"
+        raise UserError(
+            f"what the frozen parts say cannot be precomputed with this hardware ({reason}): set"
+            " precompute.teacher_states=false precompute.encoder_frames_gb=0"
+        )
+    if not on_tpu:
+        return
+    if config.sample_responses:
+        raise UserError(
+            f"sample_responses={config.sample_responses}: XLA would compile every length of an answer; set"
+            " sample_responses=0 and ask the export with diva.generate"
+        )
+    if config.optimizer.algorithm.get("fused"):
+        raise UserError("XLA has no fused optimizers: set optimizer.algorithm.fused=false")
+
+
+def check_shared_folder(arguments: list[str], environ: Mapping[str, str] = os.environ) -> None:
+    """Raise UserError where processes that were started together would name a folder each, by their own clock."""
+    key = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in environ else "SLURM_STEP_NUM_TASKS"
+    processes = int(environ.get(key, 1))
+    if processes > 1 and not any(a.startswith(("hydra.run.dir=", "resume=")) for a in arguments):
+        raise UserError(
+            f"{processes} processes were started together and need one folder: name it, hydra.run.dir=runs/NAME"
+        )
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Lightning's complaints about hardware that is not there, as UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        raise UserError(f"hardware: {error}") from error

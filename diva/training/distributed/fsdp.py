@@ -1,0 +1,162 @@
+"""How a run is spread over devices where Lightning's own strategies do not know what is frozen and what trains.
+
+With `FSDP2Strategy` every rank holds a share of the LLM, of the encoder and of the adapter. Its checkpoints are the
+files that any other run writes, so a run can go on with another strategy or another number of ranks.
+TPUs are in `diva.training.distributed.xla`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
+
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.training.callbacks import SampleResponses, Throughput
+from diva.training.checkpoints import ADAPTER_PREFIX
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """FSDP2 over all ranks of all nodes; the LightningModule calls `shard_model` in `configure_model`."""
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    # Lightning's own would gather the frozen weights too, and number the optimizer's parameters by the whole model.
+
+    def lightning_module_state_dict(self) -> dict[str, Tensor]:
+        """The adapter, whole, on every rank: gathering it is a collective."""
+        assert self.lightning_module is not None
+        return whole(self.lightning_module.state_dict())
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        adapter = self.lightning_module.model.adapter
+        parameters = dict(adapter.named_parameters())
+        state = {name: checkpoint["state_dict"][ADAPTER_PREFIX + name] for name in parameters}
+        adapter.load_state_dict({name: like(state[name], parameters[name]) for name in parameters})
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        if isinstance(optimizer, LightningOptimizer):
+            optimizer = optimizer.optimizer
+        return whole(optimizer.state_dict())
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            shares = {
+                number: {
+                    name: like(value, parameters[number]) if value.ndim else value
+                    for name, value in of_one.items()
+                }
+                for number, of_one in state["state"].items()
+            }
+            optimizer.load_state_dict({**state, "state": shares})
+
+    # Lightning's own would write and read in a format of its own.
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+
+def shard_model(model: DivaForConditionalGeneration, mesh: DeviceMesh) -> None:
+    """Share out the layers of encoder and LLM, and the whole adapter, over the ranks of `mesh`; once.
+
+    What is used beside the `forward` of its module (token embeddings, positions, norms) stays whole on every rank.
+    """
+    if isinstance(model.adapter, FSDPModule):
+        return
+    _shard_layers(model.llm.base_model, mesh)
+    _shard_layers(model.encoder, mesh)
+    for layer in _layers(model.adapter):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    fully_shard(model.adapter, mesh=mesh, reshard_after_forward=True)
+    # transformers reads this: a rank whose answer has ended goes on computing until all have.
+    model._is_fsdp_managed_module = True  # type: ignore[assignment]
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    return [layer for part in module.modules() if isinstance(part, nn.ModuleList) for layer in part]
+
+
+def _shard_layers(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Each layer is gathered when it is needed; `module` itself orders that, so that the next comes in time."""
+    for layer in _layers(module):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    of_layers = {parameter for layer in _layers(module) for parameter in layer.parameters()}
+    fully_shard(module, mesh=mesh, ignored_params=set(module.parameters()) - of_layers)
+
+
+def whole(state: Any) -> Any:
+    """A state in which every shared-out tensor is whole and on the CPU; a collective."""
+    return tree_map(lambda x: x.full_tensor().cpu() if isinstance(x, DTensor) else x, state)
+
+
+def like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A whole tensor that every rank has, shared out as `parameter` is."""
+    assert isinstance(parameter, DTensor)
+    value = value.to(parameter.device)
+    # Without a source rank nothing is sent: each rank cuts out its share of what it has.
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def gather_adapter(model: DivaForConditionalGeneration) -> None:
+    """After training: give every rank the whole adapter as plain parameters; a collective. Nothing if it has it."""
+    for module in model.adapter.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if isinstance(parameter, DTensor):
+                module.register_parameter(name, nn.Parameter(parameter.full_tensor()))
+
+
+class ReportingLauncher(_MultiProcessingLauncher):
+    """For strategies that fork: the process that started the run learns what only its first fork has seen.
+
+    Lightning brings weights and metrics back by itself; the summary also tells of throughput, responses and faults.
+    """
+
+    def get_extra_results(self, trainer: Trainer) -> dict[str, Any]:
+        seen = [vars(callback) for callback in _reporters(trainer)]
+        return {**super().get_extra_results(trainer), "seen": seen, "data": trainer.datamodule.state_dict()}
+
+    def update_main_process_results(self, trainer: Trainer, extra: dict[str, Any]) -> None:
+        super().update_main_process_results(trainer, extra)
+        trainer.datamodule.load_state_dict(extra["data"])
+        for callback, seen in zip(_reporters(trainer), extra["seen"], strict=True):
+            vars(callback).update(seen)
+
+
+def _reporters(trainer: Trainer) -> list[Callback]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, (Throughput, SampleResponses))]
+
+
+class SampleResponsesTogether(SampleResponses):
+    """Sample responses of a sharded model: it answers where every rank asks the same; rank 0 keeps them."""
+
+    @torch.no_grad()
+    def respond(self, trainer: Trainer, module: Any) -> None:
+        if trainer.is_global_zero:
+            super().respond(trainer, module)
+        elif isinstance(trainer.strategy, FSDP2Strategy):
+            module.eval()
+            self._responses(trainer, module)

@@ -1,0 +1,45 @@
+"""What validation measures, as pure functions; each returns one value per sample."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diva.training.losses import last_virtual_tokens
+
+# Of the vocabulary at a time: a large model's whole embedding matrix takes gigabytes in float32.
+_ROWS = 8192
+
+
+def aligned_tokens(virtual_tokens: Tensor, token_ids: Tensor, tokens: Tensor, embeddings: Tensor) -> Tensor:
+    """Which transcript tokens have their own embedding nearest to the virtual token that faces them.
+
+    Virtual tokens [B, Q, D], token ids [B, N] of which `tokens` [B] are valid, embedding matrix [V, D].
+    Returns booleans, one per valid token of the batch.
+    """
+    last, mask = last_virtual_tokens(virtual_tokens, token_ids.shape[1], tokens)
+    return nearest_tokens(last[mask], embeddings) == token_ids[mask]
+
+
+def nearest_tokens(vectors: Tensor, embeddings: Tensor) -> Tensor:
+    """Vectors [n, D] -> ids [n] of the nearest rows of the embedding matrix [V, D] in L2."""
+    vectors = vectors.float()
+    scores, ids = [], []
+    for first in range(0, len(embeddings), _ROWS):
+        some = embeddings[first : first + _ROWS].float()
+        # argmin |v - e|^2 = argmax v.e - |e|^2 / 2: one product instead of n V differences.
+        score, row = (vectors @ some.T - torch.linalg.vector_norm(some, dim=1).square() / 2).max(dim=1)
+        scores.append(score)
+        ids.append(row + first)
+    best = torch.stack(scores).argmax(dim=0, keepdim=True)
+    return torch.stack(ids).gather(0, best).squeeze(0)
+
+
+def first_token_agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Logits [B, V] twice -> booleans [B]: both would begin the answer with the same token."""
+    return student_logits.argmax(dim=-1) == teacher_logits.argmax(dim=-1)
+
+
+def kl_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Logits [B, V] twice -> KL(teacher || student) [B] of the next-token distributions, in nats."""
+    student, teacher = (F.log_softmax(x.float(), dim=-1) for x in (student_logits, teacher_logits))
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)

@@ -1,0 +1,174 @@
+"""What a run leaves behind besides its weights: config.yaml, overrides.yaml, skipped.tsv, summary.json."""
+
+import json
+import platform
+import subprocess
+import time
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from diva.data.datamodule import SpeechDataModule
+from diva.data.manifest import count_by_reason
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.training.callbacks import Throughput
+
+_VERSIONS = ("torch", "torchaudio", "lightning", "transformers", "datasets", "hydra-core")
+
+
+class RunRecord(Callback):
+    """Writes into `folder`, on rank 0 only."""
+
+    def __init__(self, folder: Path, config: DictConfig, started: float):
+        self.folder = folder
+        self.config = config
+        self.started = started
+        self.seconds_of_data = 0.0
+        if not config.resume:
+            self._write_config()
+
+    def data_is_there(self) -> None:
+        """The corpus is made, read and decoded: what a later run on it need not do again."""
+        self.seconds_of_data += time.time() - self.started
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": time.time() - self.started, "seconds_of_data": self.seconds_of_data}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """A resumed run goes on counting."""
+        self.started -= state_dict["seconds"]
+        self.seconds_of_data += state_dict["seconds_of_data"]
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if self.config.resume:  # what it was resumed with is known to go together with its checkpoint
+            self._say_changes()
+            self._write_config()
+
+    @rank_zero_only
+    def _say_changes(self) -> None:
+        """A resumed run is composed anew: from its overrides, and from the YAML files as they are now."""
+        before, now = (
+            _leaves(config) for config in (OmegaConf.load(self.folder / "config.yaml"), self.config)
+        )
+        keys = sorted((before.keys() | now.keys()) - {"resume"})
+        changed = [f"{k} {before.get(k)} -> {now.get(k)}" for k in keys if before.get(k) != now.get(k)]
+        if changed:
+            self.say(f"resumed with another config: {', '.join(changed)}")
+
+    @rank_zero_only
+    def _write_config(self) -> None:
+        (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, self.folder / "config.yaml", resolve=True)
+        overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
+        OmegaConf.save(OmegaConf.create(overrides), self.folder / "overrides.yaml")
+
+    @rank_zero_only
+    def say(self, text: str) -> None:
+        Console(stderr=True).print(text, highlight=False)
+
+    @rank_zero_only
+    def say_parameters(self, model: DivaForConditionalGeneration) -> None:
+        counts = parameter_counts(model)
+        self.say(
+            f"parameters: {counts['trainable'] / 1e6:.1f} M trainable, {counts['frozen'] / 1e6:.1f} M frozen"
+        )
+
+    def write_summary(
+        self,
+        figures: dict[str, float],
+        throughput: Throughput,
+        data: SpeechDataModule,
+        model: DivaForConditionalGeneration,
+        responses: list[tuple[str, str, str]],
+    ) -> dict[str, Any]:
+        """summary.json, on rank 0: the final figures first, then what they rest on."""
+        summary: dict[str, Any] = {
+            **figures,
+            "seconds": round(time.time() - self.started, 1),
+            "seconds_of_data": round(self.seconds_of_data, 1),
+            "clips_per_second": round(throughput.clips_per_second, 2),
+            "data_wait_fraction": round(throughput.waited_fraction, 4),
+            "clips_seen": throughput.clips,
+            "clips_in_corpus": {"train": len(data.train), **{name: len(m) for name, m in data.val.items()}},
+            "clips_skipped": {split: count_by_reason(skips) for split, skips in data.skipped.items()},
+            "parameters": parameter_counts(model),
+            "responses": [
+                dict(zip(("question", "teacher", "student"), row, strict=True)) for row in responses
+            ],
+            **environment(),
+        }
+        temporary = self.folder / "summary.tmp"
+        temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        temporary.replace(self.folder / "summary.json")
+        main = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        self.say(f"done in {summary['seconds'] / 60:.1f} min: {main}\nrun folder: {self.folder}")
+        return summary
+
+
+def parameter_counts(model: DivaForConditionalGeneration) -> dict[str, int]:
+    counts = {"trainable": 0, "frozen": 0}
+    for parameter in model.parameters():
+        counts["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
+    return counts
+
+
+def environment(apart_from: str | None = None) -> dict[str, Any]:
+    """Git revision (see `git_revision`), versions and machine: what a figure rests on."""
+    return {
+        "revision": git_revision(apart_from),
+        "versions": _versions(),
+        "machine": {
+            "system": platform.platform(),
+            "cpu_threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Of what is installed: a benchmark may do with less than training."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def git_revision(apart_from: str | None = None) -> str:
+    """The commit of the source tree, marked where it has uncommitted changes; "unknown" outside a clone.
+
+    Changes below the folder `apart_from`, from the tree's top, do not count.
+    """
+    try:
+        describe = ("describe", "--always", "--abbrev=12", "--exclude=*")
+        if apart_from is None:
+            return _git(*describe, "--dirty")
+        files = ":(top)", f":(top,exclude){apart_from}"
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", *files)
+        return _git(*describe) + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*command: str) -> str:
+    folder = Path(__file__).parent
+    return subprocess.run(
+        ["git", *command], cwd=folder, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def _leaves(config: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Key with dots -> value, interpolations resolved."""
+    node = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    if not isinstance(node, dict) or not node:
+        return {".".join(path): node}
+    leaves = (_leaves(child, (*path, str(name))) for name, child in node.items())
+    return {key: value for of_child in leaves for key, value in of_child.items()}
