@@ -28,7 +28,7 @@ from diva.models.encoder import Context
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.pretrained import cache_dir
 from diva.train import make_data
-from diva.training.frozen import FrameTable, TeacherTable
+from diva.training.frozen import FrozenParts, Precompute, TeacherTable
 
 # Raise it when the same counts would give other clips.
 _CLIPS_VERSION = 2
@@ -63,12 +63,13 @@ class Bench:
             data = make_data(config.data, tokenizer, model_config.adapter.num_query_tokens, cache)
             with once("decode"):
                 data.setup("fit")
-            if config.precompute.teacher_states:
+            precompute: Precompute = make(config.precompute)
+            if precompute.teacher_states:
                 with once("teacher"):
                     ours.teacher = TeacherTable.build(model, data.train, tokenizer)
             with once("encoder"):
-                gigabytes = config.precompute.encoder_frames_gb
-                ours.frames = FrameTable.build(model, data.train, gigabytes)
+                frames_only = replace(precompute, teacher_states=False)
+                ours.frames = FrozenParts.of_split(model, data.train, tokenizer, frames_only).cached_frames
             data.num_workers = 0
             full = (batch for batch in data.train_dataloader() if bool(batch.valid.all()))
             batches = list(islice(full, 8))

@@ -196,7 +196,7 @@ class GpuBench:
             "least": round(min(seconds), 4),
             "most": round(max(seconds), 4),
             "clips_per_second": round(rows / median, 3),
-            "tflop_per_clip": round(planned["flops"] / rows / 1e12, 3),
+            "tflop_per_clip": float(f"{planned['flops'] / rows / 1e12:.4g}"),
             "mfu": round(planned["flops"] / median / (self.peak * 1e12), 4),
             "gigabytes": round(memory / 1e9, 2),
             "planned_gigabytes": round(planned["bytes"] / 1e9, 2),
@@ -310,7 +310,7 @@ def speech(rows: int, vocabulary: int) -> SpeechBatch:
     waveforms *= torch.arange(padded) < samples.unsqueeze(1)
     ids = torch.randint(vocabulary, (rows, TOKENS[1]), generator=generator)
     ids *= torch.arange(TOKENS[1]) < tokens.unsqueeze(1)
-    return SpeechBatch(waveforms, samples, ids, tokens, torch.arange(rows), padded)
+    return SpeechBatch(waveforms, samples, ids, tokens, torch.arange(rows), ["noise"] * rows, padded)
 
 
 def wait(device: torch.device) -> None:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 from unittest.mock import patch
 
@@ -17,8 +18,8 @@ from diva.data.batch import SpeechBatch
 from diva.models import adapter as adapter_module
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
-from diva.training.frozen import FrameTable, TeacherTable
-from diva.training.losses import align_distances, distill_distances
+from diva.training.frozen import FrameTable, FrozenParts, TeacherTable
+from diva.training.step import loss_sums
 
 Losses = tuple[Tensor, Tensor]
 
@@ -43,7 +44,7 @@ class Variant:
 
 @dataclass
 class OurTraining:
-    """What `diva.training.module.DivaTraining` computes in a step, its parts timed.
+    """The step of `diva.training.step` with a variant's switches, its stages timed.
 
     `frames` and `teacher` are the tables of the corpus, for variants that keep them; `tokens_per_second` is the
     proportion for those that read in proportion.
@@ -67,23 +68,16 @@ class OurTraining:
 
     def losses(self, batch: SpeechBatch, variant: Variant, parts: Parts) -> Losses:
         """L_distill and L_align of a batch."""
+        assert self.can(variant)
         with ExitStack() as stack:
             model = stack.enter_context(self._as(variant))
             stack.enter_context(self._precision())
-            with parts("encoder"):
-                frames, mask = self._frames(model, batch, variant)
-            with parts("adapter"):
-                v = model.adapter(frames if self.autocast else frames.float(), mask)
-            distances, _ = align_distances(v, model.embed(batch.token_ids), batch.tokens)
-            align = distances.sum() / batch.tokens.sum()
-            if not variant.distills:
-                return torch.zeros_like(align), align
-            parts.ends_at(v, "student, backward")
-            with parts("student"):
-                student = self._student(model, v, batch, variant)
-            with parts("teacher"):
-                teacher = self._teacher(model, batch, variant)
-            return distill_distances(student, teacher).mean(), align
+            frames = self.frames if variant.frames == "kept" else None
+            teacher = self.teacher if variant.teacher == "kept" else None
+            frozen = FrozenParts(model, frames, teacher)
+            parts.start()
+            sums = loss_sums(model, frozen, batch, aligns=True, distills=variant.distills, on_stage=parts.end)
+            return sums.distill / batch.valid.sum(), sums.align / batch.tokens.sum()
 
     @contextmanager
     def _as(self, variant: Variant) -> Iterator[DivaForConditionalGeneration]:
@@ -100,6 +94,13 @@ class OurTraining:
             stack.enter_context(patch.object(adapter_module, "GROUPED", attention))
             context = "full" if variant.frames == "full" else "bucket"
             stack.enter_context(patch.object(model.encoder, "context", context))
+            if variant.teacher == "padded":
+                stack.enter_context(patch.object(model, "teacher_states", partial(padded_teacher, model)))
+            if variant.last_position_only:
+                student = partial(student_at_last_position, model)
+                stack.enter_context(patch.object(model, "student_states", student))
+            elif not variant.reuses_prefix:
+                stack.enter_context(patch.object(model, "student_states", partial(whole_student, model)))
             if variant.compiled:
                 stack.enter_context(self._compiling(model))
             if variant.recomputes:
@@ -130,31 +131,6 @@ class OurTraining:
             self._float32._prefix_cache = None
             self._float32.adapter = self.model.adapter = adapter
         return self._float32
-
-    def _frames(
-        self, model: DivaForConditionalGeneration, batch: SpeechBatch, variant: Variant
-    ) -> tuple[Tensor, Tensor | None]:
-        if variant.frames == "kept":
-            assert self.frames is not None
-            return self.frames(batch.clips)
-        return model.encoder(batch.waveforms, batch.samples)
-
-    def _student(
-        self, model: DivaForConditionalGeneration, v: Tensor, batch: SpeechBatch, variant: Variant
-    ) -> Tensor:
-        if variant.last_position_only:
-            return student_at_last_position(model, v)
-        if not variant.reuses_prefix:
-            return whole_student(model, v)
-        return model.student_states(v, batch.samples, batch.padded_samples)
-
-    def _teacher(self, model: DivaForConditionalGeneration, batch: SpeechBatch, variant: Variant) -> Tensor:
-        if variant.teacher == "kept":
-            assert self.teacher is not None
-            return self.teacher(batch.clips)
-        if variant.teacher == "trimmed":
-            return model.teacher_states(batch.token_ids, batch.tokens)
-        return padded_teacher(model, batch.token_ids, batch.tokens)
 
     def _precision(self):
         return torch.autocast(self.model.device.type, self.autocast) if self.autocast else nullcontext()
@@ -195,7 +171,7 @@ def training_step(
 # ---- what a step does without a saving, or with one that is not shipped
 
 
-def whole_student(model: DivaForConditionalGeneration, v: Tensor) -> Tensor:
+def whole_student(model: DivaForConditionalGeneration, v: Tensor, *length: Any) -> Tensor:
     """Student states [B, D] without the prefix's keys and values."""
     before, after = (model.embed(ids).expand(len(v), -1, -1) for ids in (model.prefix_ids, model.suffix_ids))
     inputs = torch.cat([before, v.to(before.dtype), after], dim=1)
@@ -218,7 +194,7 @@ def padded_teacher(model: DivaForConditionalGeneration, token_ids: Tensor, token
     return states[torch.arange(len(ids)), position[:, -1]]
 
 
-def student_at_last_position(model: DivaForConditionalGeneration, v: Tensor) -> Tensor:
+def student_at_last_position(model: DivaForConditionalGeneration, v: Tensor, *length: Any) -> Tensor:
     """Student states [B, D], where the last layer of a Llama computes queries, attention and MLP for one position.
 
     Not shipped: it restates a layer of one architecture for what one layer in thirty saves.

@@ -43,7 +43,7 @@ def batch() -> SpeechBatch:
     ids = torch.randint(3, 300, (3, 9), generator=torch.Generator().manual_seed(0))
     tokens = torch.tensor([9, 4, 6])
     ids *= torch.arange(9) < tokens.unsqueeze(1)
-    return SpeechBatch(waveforms, samples, ids, tokens, torch.arange(3), waveforms.shape[1])
+    return SpeechBatch(waveforms, samples, ids, tokens, torch.arange(3), list("abc"), waveforms.shape[1])
 
 
 def loss_of(model: DivaForConditionalGeneration, batch: SpeechBatch) -> torch.Tensor:

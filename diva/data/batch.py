@@ -35,6 +35,7 @@ class SpeechBatch:
     token_ids: Tensor  # [B, N] int64 transcript tokens without special tokens, zero-padded to N = max_tokens
     tokens: Tensor  # [B] int64, transcript tokens of each clip; 0 for an empty row
     clips: Tensor  # [B] int64, index of each clip in its manifest; EMPTY_ROW for an empty row
+    clip_ids: list[str]  # [B] the id of each clip in its corpus; "" for an empty row
     padded_samples: int  # S of the bucket, also where nobody hears the waveforms
     faults: list[Skip] = field(default_factory=list)  # clips of this batch that could not be heard
 
@@ -55,24 +56,30 @@ class SpeechBatch:
     def micro_batches(self, size: int) -> list["SpeechBatch"]:
         """Contiguous slices of at most `size` rows; the faults stay with the whole batch."""
         starts = range(0, len(self), size)
-        return [self._each(itemgetter(slice(start, start + size)), faults=[]) for start in starts]
+        parts = (slice(start, start + size) for start in starts)
+        return [self._each(itemgetter(part), self.clip_ids[part], faults=[]) for part in parts]
 
     def to(self, device: torch.device | str) -> "SpeechBatch":
         """The batch on `device`; Lightning moves batches with this."""
         non_blocking = torch.device(device).type == "cuda"  # from pinned memory; a race on mps
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking), self.faults)
+        return self._each(
+            lambda tensor: tensor.to(device, non_blocking=non_blocking), self.clip_ids, self.faults
+        )
 
     def pin_memory(self) -> "SpeechBatch":
         """The batch in page-locked memory; DataLoader(pin_memory=True) calls this."""
-        return self._each(Tensor.pin_memory, self.faults)
+        return self._each(Tensor.pin_memory, self.clip_ids, self.faults)
 
-    def _each(self, change: Callable[[Tensor], Tensor], faults: list[Skip]) -> "SpeechBatch":
+    def _each(
+        self, change: Callable[[Tensor], Tensor], clip_ids: list[str], faults: list[Skip]
+    ) -> "SpeechBatch":
         return SpeechBatch(
             waveforms=change(self.waveforms),
             samples=change(self.samples),
             token_ids=change(self.token_ids),
             tokens=change(self.tokens),
             clips=change(self.clips),
+            clip_ids=clip_ids,
             padded_samples=self.padded_samples,
             faults=faults,
         )
@@ -109,28 +116,29 @@ class SpeechDataset(Dataset[SpeechBatch]):
         waveforms = torch.zeros(rows, plan.padded_samples if self.heard else 0)
         token_ids = np.zeros((rows, self.max_tokens), dtype=np.int64)
         # Plain numbers until the end: to set one in a tensor takes longer than to look up its clip.
-        samples, tokens, clips = [0] * rows, [0] * rows, [EMPTY_ROW] * rows
+        samples, tokens, clips, clip_ids = [0] * rows, [0] * rows, [EMPTY_ROW] * rows, [""] * rows
         faults = []
         for row, clip in enumerate(plan.clips):
             if clip == EMPTY_ROW:
                 continue
+            clip_id = self.manifest.clips["clip_id"][clip].as_py()
             try:
                 waveform = self._waveform(clip, plan.padded_samples)
                 length = len(waveform) if self.heard else self._listed_samples(clip)
                 ids = self._tokens(clip, length)
             except AudioFault as fault:
-                clip_id = self.manifest.clips["clip_id"][clip].as_py()
                 faults.append(Skip(clip_id, fault.reason, fault.detail))
                 continue
             waveforms[row, : len(waveform)] = torch.from_numpy(waveform)
             token_ids[row, : len(ids)] = ids
-            samples[row], tokens[row], clips[row] = length, len(ids), clip
+            samples[row], tokens[row], clips[row], clip_ids[row] = length, len(ids), clip, clip_id
         return SpeechBatch(
             waveforms=waveforms,
             samples=torch.tensor(samples),
             token_ids=torch.from_numpy(token_ids),
             tokens=torch.tensor(tokens),
             clips=torch.tensor(clips),
+            clip_ids=clip_ids,
             padded_samples=plan.padded_samples,
             faults=faults,
         )

@@ -18,7 +18,15 @@ from diva.audio.waveform import SAMPLE_RATE, WHISPER_SECONDS, padded_samples, to
 from diva.data.batch import SpeechBatch, SpeechDataset, transcript_fault, transcript_tokens
 from diva.data.bucketing import BucketBatchSampler, EvalBatchSampler, ResumableLoader, bucket_edges
 from diva.data.decoded import decode_once
-from diva.data.manifest import Corpus, Manifest, Skip, check_skipped, count_by_reason, write_skipped
+from diva.data.manifest import (
+    Corpus,
+    Manifest,
+    Skip,
+    check_skipped,
+    count_by_reason,
+    with_distinct_ids,
+    write_skipped,
+)
 from diva.errors import UserError
 
 _TOKENIZE_AT_ONCE = 10_000  # transcripts
@@ -84,7 +92,9 @@ class SpeechDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.skipped_tsv = Path(skipped_tsv)
         self._splits: dict[str, Manifest] = {}
-        self._unheard: set[str] = set()
+        # Splits whose batches hold no waveforms: somebody has the encoder's frames of their clips. Loaders made from
+        # now on follow it.
+        self.without_waveforms: set[str] = set()
         self._run_faults: dict[str, dict[str, Skip]] = {}  # split -> clip_id -> fault found while training
 
     # -- what there is ------------------------------------------------------------------------------------------
@@ -109,7 +119,7 @@ class SpeechDataModule(LightningDataModule):
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def _manifest(self, split: str, limit: int | None) -> Manifest:
-        manifest = self.corpus.manifest(split)
+        manifest = with_distinct_ids(self.corpus.manifest(split))
         limits = token_limits(manifest.durations, self.max_tokens, self.query_tokens_per_second)
         manifest = drop_unlearnable(manifest, self.tokenizer, limits)
         if limit is not None and limit < len(manifest):
@@ -158,10 +168,6 @@ class SpeechDataModule(LightningDataModule):
         lines.append(f"left out: {reasons or 'none'}")
         return "\n".join(lines)
 
-    def leave_out_waveforms(self, split: str) -> None:
-        """Loaders made from now on do not read the waveforms of a split, whose clips are decoded."""
-        self._unheard.add(split)
-
     # -- loaders ------------------------------------------------------------------------------------------------
 
     @property
@@ -196,7 +202,7 @@ class SpeechDataModule(LightningDataModule):
         )
 
     def _dataset(self, split: str) -> SpeechDataset:
-        heard = split not in self._unheard
+        heard = split not in self.without_waveforms
         return SpeechDataset(
             self._splits[split], self.tokenizer, self.max_tokens, heard, self.query_tokens_per_second
         )
@@ -209,7 +215,7 @@ class SpeechDataModule(LightningDataModule):
     def _loader_options(self, split: str) -> dict:
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         # A batch without waveforms takes less time to make than to receive from another process.
-        workers = 0 if split in self._unheard else self.num_workers
+        workers = 0 if split in self.without_waveforms else self.num_workers
         return {
             "num_workers": workers,
             "persistent_workers": workers > 0,

@@ -148,6 +148,20 @@ class Manifest:
         return replace(self, clips=self.clips.take(pa.array(chosen)), rows=self.rows[chosen])
 
 
+def with_distinct_ids(manifest: Manifest) -> Manifest:
+    """The manifest with ids that tell all its clips apart: a clip listed again has #2, #3, ... behind its id."""
+    ids = manifest.clips["clip_id"]
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return manifest
+    seen: Counter[str] = Counter()
+    distinct = []
+    for clip_id in ids.to_pylist():
+        seen[clip_id] += 1
+        distinct.append(clip_id if seen[clip_id] == 1 else f"{clip_id}#{seen[clip_id]}")
+    column = manifest.clips.column_names.index("clip_id")
+    return replace(manifest, clips=manifest.clips.set_column(column, "clip_id", pa.array(distinct)))
+
+
 class Corpus(Protocol):
     def manifest(self, split: str) -> Manifest:
         """Raises UserError where the corpus or the split cannot be used."""

@@ -73,7 +73,10 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def virtual_tokens(self, waveforms: Tensor, samples: Tensor) -> Tensor:
         """Waveforms [B, S] of `samples` [B] -> virtual tokens v [B, Q, D]."""
-        frames, mask = self.encoder(waveforms, samples)
+        return self.adapt(*self.encoder(waveforms, samples))
+
+    def adapt(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+        """Encoder frames [B, F, E] and the mask [B, F] of valid ones -> virtual tokens v [B, Q, D]."""
         if not torch.is_autocast_enabled(frames.device.type):
             frames = frames.to(self.adapter.projection.weight.dtype)
         return self.adapter(frames, mask)

@@ -33,19 +33,19 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from diva.audio.waveform import SAMPLE_RATE, SAMPLES_PER_FRAME, TAIL_SECONDS
+from diva.data.batch import SpeechBatch
 from diva.errors import UserError
 from diva.models.adapter import GROUPED, grouped_attention
 from diva.models.build import embedding_matrix
 from diva.models.configuration import DivaConfig
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.skeleton import Architecture, assemble
-from diva.training import metrics
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
-from diva.training.losses import align_distances, distill_distances
+from diva.training.frozen import FrozenParts
+from diva.training.step import OnStage, loss_sums, measure_sums
 
 Figures = dict[str, float]
 Layers = tuple[int, int, int]  # of encoder, Whisper's decoder, LLM
-Mark = Callable[[str], None]  # told the name of each stage when it ends
 # Not one layer, whose input or output is often a special case.
 BASE: Layers = (2, 2, 2)
 # Which part each stage goes through: encoder, Whisper's decoder, LLM.
@@ -88,74 +88,54 @@ class Work:
     recomputes: bool = False  # activation checkpointing
 
 
-def step(model: DivaForConditionalGeneration, batch: Batch, work: Work, mark: Mark) -> None:
-    """One micro-batch through the model as `diva.training.module` does it; what is in the tensors does not matter."""
-    device = model.prefix_ids.device
-    tokens = torch.full((batch.rows,), batch.tokens, device=device)
-    ids = torch.zeros(batch.rows, batch.text_width, dtype=torch.long, device=device)
-    precision = torch.autocast(device.type, work.autocast) if work.autocast else nullcontext()
+def step(model: DivaForConditionalGeneration, batch: Batch, work: Work, mark: OnStage) -> None:
+    """One micro-batch through the step that trains or validates; what is in the tensors does not matter."""
+    speech, frozen = _speech(batch, model.prefix_ids.device), AtHand(model, batch, work)
+    precision = torch.autocast(speech.tokens.device.type, work.autocast) if work.autocast else nullcontext()
     with precision, torch.set_grad_enabled(work.trains):
-        (_train if work.trains else _validate)(model, batch, work, ids, tokens, mark)
-
-
-def _virtual_tokens(model: DivaForConditionalGeneration, batch: Batch, work: Work, mark: Mark) -> Tensor:
-    device, whisper = model.prefix_ids.device, model.encoder.whisper
-    if work.frames_at_hand:
-        shape = batch.rows, batch.samples // SAMPLES_PER_FRAME
-        frames = torch.zeros(*shape, whisper.config.d_model, dtype=whisper.conv1.weight.dtype, device=device)
-        mask = torch.ones(shape, dtype=torch.bool, device=device)
-    else:
-        samples = torch.full((batch.rows,), batch.samples // 2, device=device)
-        frames, mask = model.encoder(torch.zeros(batch.rows, batch.samples, device=device), samples)
-        mark("encoder")
-    v = model.adapter(frames if work.autocast else frames.to(work.adapter_dtype), mask)
-    mark("adapter")
-    return v
-
-
-def _train(
-    model: DivaForConditionalGeneration, batch: Batch, work: Work, ids: Tensor, tokens: Tensor, mark: Mark
-) -> None:
-    v = _virtual_tokens(model, batch, work, mark)
-    v.register_hook(lambda gradient: mark("student, backward"))
-    loss = v.new_zeros((), dtype=torch.float32)
-    if work.aligns:
-        loss = loss + align_distances(v, model.embed(ids), tokens)[0].sum()
-        mark("alignment")
-    if work.distills:
-        student = model.student_states(v, *_length(batch, v.device))
-        mark("student")
-        teacher = torch.zeros_like(student) if work.teacher_at_hand else model.teacher_states(ids, tokens)
-        mark("teacher")
-        loss = loss + distill_distances(student, teacher).sum()
-        del student, teacher
-    del v
-    loss.backward()
+        if not work.trains:
+            measure_sums(model, frozen, speech, static_shapes=True, on_stage=mark)
+            return
+        sums = loss_sums(model, frozen, speech, aligns=work.aligns, distills=work.distills, on_stage=mark)
+        (sums.distill + sums.align).backward()
     mark("adapter, backward")
 
 
-def _length(batch: Batch, device: torch.device) -> tuple[Tensor, int]:
-    """Samples of each clip, and those of the waveforms in which they are."""
+def _speech(batch: Batch, device: torch.device) -> SpeechBatch:
+    """A batch of these shapes, each clip as long as there is room for."""
     longest = batch.samples - int(TAIL_SECONDS * SAMPLE_RATE)
-    return torch.full((batch.rows,), longest, device=device), batch.samples
+    return SpeechBatch(
+        waveforms=torch.zeros(batch.rows, batch.samples, device=device),
+        samples=torch.full((batch.rows,), longest, device=device),
+        token_ids=torch.zeros(batch.rows, batch.text_width, dtype=torch.long, device=device),
+        tokens=torch.full((batch.rows,), batch.tokens, device=device),
+        clips=torch.zeros(batch.rows, dtype=torch.long, device=device),
+        clip_ids=["counted"] * batch.rows,
+        padded_samples=batch.samples,
+    )
 
 
-def _validate(
-    model: DivaForConditionalGeneration, batch: Batch, work: Work, ids: Tensor, tokens: Tensor, mark: Mark
-) -> None:
-    v = _virtual_tokens(model, batch, work, mark)
-    # As if every row had the longest transcript: which rows have shorter ones is in the data, not in the shapes.
-    facing = v[:, : batch.tokens].flatten(0, 1)
-    metrics.nearest_tokens(facing, embedding_matrix(model.llm))
-    mark("alignment")
-    student = model.student_states(v, *_length(batch, v.device))
-    mark("student")
-    teacher = torch.zeros_like(student) if work.teacher_at_hand else model.teacher_states(ids, tokens)
-    mark("teacher")
-    said, read = model.logits(student), model.logits(teacher)
-    metrics.first_token_agreement(said, read)
-    metrics.kl_divergence(said, read)
-    mark("logits")
+class AtHand(FrozenParts):
+    """Frozen parts whose cached outputs are made of nothing, in their shapes."""
+
+    def __init__(self, model: DivaForConditionalGeneration, batch: Batch, work: Work):
+        super().__init__(model)
+        self.shape = batch.rows, batch.samples // SAMPLES_PER_FRAME
+        self.work = work
+
+    def frames(self, batch: SpeechBatch) -> tuple[Tensor, Tensor | None]:
+        if not self.work.frames_at_hand:
+            return super().frames(batch)
+        whisper, device = self.model.encoder.whisper, batch.tokens.device
+        dtype = whisper.conv1.weight.dtype
+        frames = torch.zeros(*self.shape, whisper.config.d_model, dtype=dtype, device=device)
+        return frames, torch.ones(self.shape, dtype=torch.bool, device=device)
+
+    def teacher_states(self, batch: SpeechBatch) -> Tensor:
+        if not self.work.teacher_at_hand:
+            return super().teacher_states(batch)
+        embeddings = embedding_matrix(self.model.llm)
+        return embeddings.new_zeros(len(batch), embeddings.shape[1])
 
 
 # ---- counting

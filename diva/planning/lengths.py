@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import torch
 from scipy.stats import norm
 
-from diva.audio.waveform import SAMPLE_RATE, SAMPLES_PER_FRAME, TAIL_SECONDS, WHISPER_SECONDS, padded_samples
+from diva.audio.waveform import SAMPLE_RATE, WHISPER_SECONDS, padded_samples, valid_frames
 from diva.data.bucketing import assign_buckets, bucket_edges
 from diva.data.corpora.common_voice import CommonVoice
 from diva.data.corpora.spoken.corpus import SpokenMini
@@ -40,8 +41,9 @@ class ClipLengths:
 
     @property
     def mean_frames(self) -> float:
-        """Encoder frames that speak for a clip, as `diva.audio.waveform.valid_frames` counts them."""
-        return float(((self.seconds + TAIL_SECONDS) * SAMPLE_RATE // SAMPLES_PER_FRAME).mean())
+        """Encoder frames that speak for a clip."""
+        samples = torch.from_numpy(self.seconds * SAMPLE_RATE).long()
+        return float(valid_frames(samples).double().mean())
 
     def mean_padded_samples(self, num_buckets: int) -> int:
         """Samples of a waveform that is padded to its bucket, over the clips."""

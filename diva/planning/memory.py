@@ -83,7 +83,7 @@ def resident(run: Run) -> dict[str, int]:
 def _tables(run: Run) -> dict[str, int]:
     """Files that are mapped into memory, as far as a run has looked at them: in an epoch, at all of them."""
     lines = {"teacher table": run.teacher_bytes} if run.work.teacher_at_hand else {}
-    return lines | ({"frames table": run.frames_bytes} if run.keeps_frames else {})
+    return lines | ({"frames table": run.frames_bytes} if run.caches_frames else {})
 
 
 def _host(run: Run, lines: dict[str, int]) -> dict[str, int]:

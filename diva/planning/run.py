@@ -26,7 +26,7 @@ from diva.planning.counting import (
 )
 from diva.planning.lengths import ClipLengths, clip_lengths
 from diva.training.distributed.devices import Device, devices_per_node, find_device
-from diva.training.frozen import Precompute
+from diva.training.frozen import Precompute, frames_bytes
 from diva.training.losses import Objective
 
 _PRECISIONS = {"16": torch.float16, "bf16": torch.bfloat16}
@@ -106,8 +106,8 @@ class Run:
         return Work(
             aligns=self.objective.align_weight > 0,
             distills=self.objective.distills_at(self.config.max_steps),
-            frames_at_hand=self.keeps_frames,
-            teacher_at_hand=self.precompute.keeps_teacher(self.lengths.clips, self._clips_of(distilled)),
+            frames_at_hand=self.caches_frames,
+            teacher_at_hand=self.precompute.caches_teacher(self.lengths.clips, self._clips_of(distilled)),
             accumulates=self.rows > self.micro_batch,
             autocast=None if true else kind,
             adapter_dtype=kind if true and kind else torch.float32,
@@ -151,19 +151,19 @@ class Run:
     @property
     def frames_bytes(self) -> int:
         """Of the encoder's frames of all training clips."""
-        frames = self.lengths.mean_frames * self.lengths.clips
-        return round(frames * self.parts.encoder.d_model * self.frozen_bytes)
+        dtype = getattr(torch, self.model.frozen_dtype)
+        sample = frames_bytes(self.lengths.seconds, self.parts.encoder.d_model, dtype)
+        return round(sample / len(self.lengths.seconds) * self.lengths.clips)
 
     @property
-    def keeps_frames(self) -> bool:
-        """As `diva.training.frozen.FrameTable` decides."""
+    def caches_frames(self) -> bool:
         decoded = float(self.lengths.seconds.mean()) * self.lengths.clips * BYTES_PER_SECOND
-        most = self.precompute.most_frames_gb(self.lengths.clips, self._clips_of(self.config.max_steps))
-        fits = self.frames_bytes <= most * 1e9
-        return (
-            self.model.encoder.context != "full"
-            and decoded <= self.config.data.decoded_cache_gb * 1e9
-            and fits
+        return self.precompute.caches_frames(
+            self.lengths.clips,
+            self._clips_of(self.config.max_steps),
+            self.frames_bytes,
+            self.model.encoder.context,
+            decoded=decoded <= self.config.data.decoded_cache_gb * 1e9,
         )
 
     def _clips_of(self, steps: int) -> int:
@@ -179,6 +179,7 @@ class Run:
 
     @cached_property
     def weights(self) -> Weights:
+        _ = self.work  # it reads lengths from tensors, and fake ones hold none
         with fake_tensors():
             figures = at_full_depth(
                 lambda layers: self._weights(self.parts.with_layers(layers)), self.parts.layers, (0, 1, 2)

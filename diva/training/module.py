@@ -20,15 +20,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from diva.data.batch import SpeechBatch
 from diva.data.manifest import Skip
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.training import metrics
 from diva.training.checkpoints import adapter_state, check_adapter_keys
 from diva.training.distributed.devices import give_back_memory
 from diva.training.distributed.fsdp import FSDP2Strategy, shard_model
 from diva.training.distributed.xla import end_of_graph
-from diva.training.frozen import FrameTable, Precompute, TeacherTable
-from diva.training.losses import Objective, align_distances, distill_distances, last_virtual_tokens
-
-_MEASURES = ("alignment_accuracy", "first_token_agreement", "kl")
+from diva.training.frozen import FrozenParts, Precompute
+from diva.training.losses import Objective
+from diva.training.step import MEASURES, loss_sums, measure_sums
 
 
 class DivaTraining(LightningModule):
@@ -58,9 +56,7 @@ class DivaTraining(LightningModule):
         self.gradient_clip = gradient_clip
         self.micro_batch_size = micro_batch_size
         self.precompute = precompute
-        # By split: one table may serve several validations.
-        self.teacher: dict[str, TeacherTable] = {}
-        self.frames: dict[str, FrameTable] = {}
+        self.frozen: dict[str, FrozenParts] = {}  # by split, which may serve several validations
 
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, FSDP2Strategy):
@@ -79,33 +75,16 @@ class DivaTraining(LightningModule):
 
     def on_fit_start(self) -> None:
         data = self.trainer.datamodule
-        splits = {data.train_split: data.train} | {data.val_splits[name]: data.val[name] for name in data.val}
         steps, size = self.trainer.max_steps, data.batch_size
+        used = {data.train_split: (steps * size, self.objective.distilled_steps(steps) * size)}
+        splits = {data.train_split: data.train} | {data.val_splits[name]: data.val[name] for name in data.val}
         for split, manifest in splits.items():
-            keeps_teacher, gigabytes = self.precompute.teacher_states, self.precompute.encoder_frames_gb
-            if split == data.train_split:
-                distilled = self.objective.distilled_steps(steps) * size
-                keeps_teacher = self.precompute.keeps_teacher(len(manifest), distilled)
-                gigabytes = self.precompute.most_frames_gb(len(manifest), steps * size)
-            if keeps_teacher:
-                self.teacher[split] = TeacherTable.build(self.model, manifest, data.tokenizer)
-            frames = FrameTable.build(self.model, manifest, gigabytes)
-            if frames is not None:
-                self.frames[split] = frames
-                data.leave_out_waveforms(split)
+            heard, distilled = used.get(split, (None, None))
+            self.frozen[split] = FrozenParts.of_split(
+                self.model, manifest, data.tokenizer, self.precompute, heard, distilled
+            )
+        data.without_waveforms = {s for s, frozen in self.frozen.items() if not frozen.need_waveforms}
         give_back_memory()
-
-    def virtual_tokens(self, batch: SpeechBatch, split: str) -> Tensor:
-        """v [B, Q, D] of a batch of a split."""
-        if split in self.frames:
-            return self.model.adapter(*self.frames[split](batch.clips))
-        return self.model.virtual_tokens(batch.waveforms, batch.samples)
-
-    def teacher_states(self, batch: SpeechBatch, split: str) -> Tensor:
-        """h_teacher [B, D] of a batch of a split."""
-        if split in self.teacher:
-            return self.teacher[split](batch.clips)
-        return self.model.teacher_states(batch.token_ids, batch.tokens)
 
     # ---- training
 
@@ -128,14 +107,20 @@ class DivaTraining(LightningModule):
                 parameter.grad = torch.zeros_like(parameter)
             end_of_graph(self.device)
         for number, micro in enumerate(micro_batches, start=1):
-            distill, align = self.loss_sums(micro.to(self.device), distills)
-            loss = self.objective.distill_weight * distill / max(clips, 1)
-            loss = loss + self.objective.align_weight * align / max(tokens, 1)
+            of = loss_sums(
+                self.model,
+                self.frozen[self.trainer.datamodule.train_split],
+                micro.to(self.device),
+                aligns=self.objective.align_weight > 0,
+                distills=distills,
+            )
+            loss = self.objective.distill_weight * of.distill / max(clips, 1)
+            loss = loss + self.objective.align_weight * of.align / max(tokens, 1)
             last = number == len(micro_batches)
             with nullcontext() if last else self._without_gradient_sync():
                 # DDP averages gradients over ranks, while the denominators above are already global.
                 self.manual_backward(loss * self.trainer.world_size)
-            sums += torch.stack([distill.detach(), align.detach()])
+            sums += torch.stack([of.distill.detach(), of.align.detach()])
             if accumulates:
                 end_of_graph(self.device)  # one program for all micro-batches, not one that repeats itself
         optimizer.step()
@@ -149,20 +134,6 @@ class DivaTraining(LightningModule):
         # optimizers, for the sake of a gradient scaler that bf16 has not.
         if self.gradient_clip > 0:
             torch.nn.utils.clip_grad_norm_(self.model.adapter.parameters(), self.gradient_clip)
-
-    def loss_sums(self, batch: SpeechBatch, distills: bool) -> tuple[Tensor, Tensor]:
-        """Sum of distillation distances over clips and of alignment distances over tokens (module docstring)."""
-        train = self.trainer.datamodule.train_split
-        v = self.virtual_tokens(batch, train)
-        distill = align = v.new_zeros((), dtype=torch.float32)
-        if self.objective.align_weight > 0:
-            distances, _ = align_distances(v, self.model.embed(batch.token_ids), batch.tokens)
-            align = distances.sum()
-        if distills:
-            student = self.model.student_states(v, batch.samples, batch.padded_samples)
-            distances = distill_distances(student, self.teacher_states(batch, train))
-            distill = distances.masked_fill(~batch.valid, 0.0).sum()
-        return distill, align
 
     def _without_gradient_sync(self) -> AbstractContextManager:
         strategy = self.trainer.strategy
@@ -199,36 +170,19 @@ class DivaTraining(LightningModule):
         data = self.trainer.datamodule
         name, split = list(data.val_splits.items())[dataloader_idx]
         self.val_faults[split] += batch.faults
-        batch = batch.to(self.device)
-        v = self.virtual_tokens(batch, split)
-        states = self.model.student_states(v, batch.samples, batch.padded_samples)
-        student, teacher = map(self.model.logits, (states, self.teacher_states(batch, split)))
-        values = (
-            self._aligned_tokens(v, batch),
-            (metrics.first_token_agreement(student, teacher), batch.valid),
-            (metrics.kl_divergence(student, teacher), batch.valid),
+        sums = measure_sums(
+            self.model,
+            self.frozen[split],
+            batch.to(self.device),
+            static_shapes=self.device.type == "xla",
         )
-        for measure, (value, valid) in zip(_MEASURES, values, strict=True):
-            # Masked, not chosen: a shape that the data decide would be compiled anew by XLA, batch by batch.
-            sums = value.float().masked_fill(~valid, 0.0).sum(), valid.float().sum()
-            self.measured[name, measure] += torch.stack(sums)
-
-    def _aligned_tokens(self, v: Tensor, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
-        """Whether each transcript token is the nearest to the virtual token that faces it, and which are valid."""
-        embeddings = self.model.llm.get_input_embeddings().weight
-        if self.device.type != "xla":
-            found = metrics.aligned_tokens(v, batch.token_ids, batch.tokens, embeddings)
-            return found, torch.ones_like(found)
-        last, valid = last_virtual_tokens(v, batch.token_ids.shape[1], batch.tokens)
-        nearest = metrics.nearest_tokens(last.flatten(0, 1), embeddings)
-        return nearest.view_as(valid) == batch.token_ids, valid
+        for measure, value in sums.items():
+            self.measured[name, measure] += value
 
     def on_validation_epoch_start(self) -> None:
         give_back_memory()  # its tensors have other sizes than those of training
         data = self.trainer.datamodule
-        self.measured = {
-            (name, m): torch.zeros(2, device=self.device) for name in data.val for m in _MEASURES
-        }
+        self.measured = {(name, m): torch.zeros(2, device=self.device) for name in data.val for m in MEASURES}
         self.val_faults: dict[str, list[Skip]] = {split: [] for split in data.val_splits.values()}
 
     def on_validation_epoch_end(self) -> None:

@@ -240,8 +240,7 @@ def test_validations_come_in_their_order_and_whole(make):
 def test_waveforms_are_left_out_of_the_splits_that_nobody_hears(make):
     made = make(num_workers=2)
     made.setup("fit")
-    made.leave_out_waveforms("train")
-    made.leave_out_waveforms("unseen_voice")
+    made.without_waveforms = {"train", "unseen_voice"}
     loaders = [made.train_dataloader(), *made.val_dataloader()]
     widths = [next(iter(loader)).waveforms.shape[1] for loader in loaders]
     assert [width > 0 for width in widths] == [False, True, False]

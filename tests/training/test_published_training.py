@@ -8,20 +8,19 @@ import pytest
 import torch
 from tiny import write_release
 
-from benchmarks import gpu, growth, savings, training
+from benchmarks import growth, savings, training
 from benchmarks.bench import both_losses, restate, transcripts
 from benchmarks.clips import LONGEST_SECONDS, SHORTEST_SECONDS, wanted_seconds, write_corpus
 from benchmarks.measure import Parts, in_turn, peak_bytes, reset_peak
 from benchmarks.step import OurTraining, Variant
 from diva.audio.waveform import decode, pad_clips
-from diva.cli import check_overrides, make
 from diva.data.batch import SpeechBatch
 from diva.data.corpora.common_voice import CommonVoice
 from diva.errors import UserError
 from diva.models.build import build, load_tokenizer
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
-from diva.models.skeleton import architecture
 from diva.training.distributed.devices import peak_tflops
+from diva.training.frozen import FrozenParts
 
 Q = 12
 NOTHING_KEPT = {"frames": "full", "teacher": "trimmed"}
@@ -47,7 +46,7 @@ def batch() -> SpeechBatch:
     tokens = torch.tensor([4, Q - 2, 1])
     ids = torch.randint(3, 300, (3, Q), generator=generator)
     ids = ids.where(torch.arange(Q) < tokens.unsqueeze(1), 0)
-    return SpeechBatch(waveforms, samples, ids, tokens, torch.arange(3), waveforms.shape[1])
+    return SpeechBatch(waveforms, samples, ids, tokens, torch.arange(3), list("abc"), waveforms.shape[1])
 
 
 @pytest.mark.parity
@@ -148,7 +147,7 @@ def test_recomputed_activations_have_the_same_gradients(model, batch):
 
 
 def test_a_step_that_fails_leaves_the_model_as_it_was(model, batch, monkeypatch):
-    monkeypatch.setattr(OurTraining, "_teacher", lambda *given: 1 / 0)
+    monkeypatch.setattr(FrozenParts, "teacher_states", lambda *given: 1 / 0)
     variant = Variant(
         frames="bucket", teacher="trimmed", llm_attention="sdpa", recomputes=True, reads_in_proportion=True
     )
@@ -317,50 +316,6 @@ def test_how_training_grows(spoken, tiny_overrides, tmp_path, monkeypatch):
     assert 100 < row["megabytes"] < 8000
     with pytest.raises(UserError, match="num_query_tokens=65 is more than the 64"):
         growth.measure(growth.Row(queries=65), arguments)
-
-
-def measured_on_cpu(monkeypatch, *overrides: str) -> dict:
-    monkeypatch.setattr("sys.argv", ["benchmarks.gpu", "--batch", "2", "--rounds", "2"])
-    config = check_overrides("train", ["data.root=null", *overrides])
-    parts = architecture(make(config.model))
-    return gpu.measure(config, parts, gpu.parse_arguments(), torch.device("cpu"), peak=0.1)
-
-
-def test_a_gpu_step_of_tiny_models(tiny_overrides, monkeypatch):
-    row = measured_on_cpu(monkeypatch, *tiny_overrides)
-    assert (row["batch"], row["n"], row["queries"]) == (2, 2, 48)
-    assert row["clips_per_second"] == pytest.approx(2 / row["step_seconds"], rel=0.05)
-    assert row["mfu"] == pytest.approx(row["gflop_per_clip"] / 1000 * row["clips_per_second"] / 0.1, abs=1e-3)
-
-
-def test_a_gpu_step_is_what_the_config_asks_for(tiny_overrides, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        gpu, "step", lambda model, *given, step=gpu.step: (seen.append(model), step(model, *given))
-    )
-    plain = measured_on_cpu(monkeypatch, *tiny_overrides)
-    other = measured_on_cpu(
-        monkeypatch, *tiny_overrides, "hardware.precision=32-true", "model.frozen_dtype=float32",
-        "hardware.activation_checkpointing=true",
-    )  # fmt: skip
-    assert (plain["precision"], plain["checkpointing"]) == ("bf16-mixed", False)
-    assert (other["precision"], other["checkpointing"]) == ("32-true", True)
-    assert other["gflop_per_clip"] == plain["gflop_per_clip"], "what is computed twice counts once"
-    recomputes = ["forward" in vars(model.llm.base_model.layers[0]) for model in seen]
-    assert recomputes == [False] * 3 + [True] * 3
-    assert (
-        gpu.work_of(check_overrides("train", ["hardware.precision=32-true"]), torch.device("cpu")).autocast
-        is None
-    )
-
-
-def test_no_gpu_is_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("sys.argv", ["benchmarks.gpu"])
-    with pytest.raises(SystemExit) as left:
-        gpu.main()
-    assert left.value.code == 2
-    assert "needs a CUDA device" in capsys.readouterr().err
 
 
 def test_peaks_are_those_of_the_very_device():

@@ -149,14 +149,17 @@ def test_tables_are_kept_of_what_is_seen_often_enough(tiny_run, tmp_path):
         assert found == [teacher, frames], steps
 
 
-def test_nothing_is_kept_that_was_not_asked_for():
+def test_nothing_is_cached_that_was_not_asked_for():
     nothing = Precompute(teacher_states=False)
-    assert not nothing.keeps_teacher(1, 100)
-    assert nothing.most_frames_gb(1, 100) == 0.0
+    assert not nothing.caches_teacher(1, 100)
+    assert not nothing.caches_frames(1, 100, 1.0, "bucket", decoded=True)
     everything = Precompute(encoder_frames_gb=3.0)
-    assert everything.keeps_teacher(100, 100)
-    assert not everything.keeps_teacher(100, 99)
-    assert (everything.most_frames_gb(100, 100), everything.most_frames_gb(100, 99)) == (3.0, 0.0)
+    assert everything.caches_teacher(100, 100)
+    assert not everything.caches_teacher(100, 99)
+    assert everything.caches_frames(100, 100, 3e9, "bucket", decoded=True)
+    for but in ((100, 99, 3e9, "bucket", True), (100, 100, 3.1e9, "bucket", True), (100, 100, 3e9, "full", True),
+                (100, 100, 3e9, "bucket", False)):  # fmt: skip
+        assert not everything.caches_frames(*but)
 
 
 @pytest.mark.integration
