@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, get_args
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -91,6 +92,16 @@ class LLMConfig:
         _check("model.llm.prompt_layout", self.prompt_layout, ("template", "released"))
 
 
+def _published(values: dict[str, Any]) -> dict[str, Any]:
+    """The config of WillHeld/DiVA-llama-3-v0-8b and its like in our terms."""
+    return {
+        "encoder": {"name": values["reference_encoder"], "context": "full"},
+        "adapter": {"num_query_tokens": 448, "projection_init": "default"},
+        "llm": {"name": values["reference_decoder"], "prompt_layout": "released"},
+        "frozen_dtype": "float16" if torch.cuda.is_available() else "float32",
+    }
+
+
 class DivaConfig(PreTrainedConfig):
     """A whole DiVA. Names the frozen parts; `frozen_dtype` is the precision in which they are held."""
 
@@ -112,6 +123,13 @@ class DivaConfig(PreTrainedConfig):
         self.adapter = adapter if isinstance(adapter, AdapterConfig) else AdapterConfig(**adapter)
         self.llm = llm if isinstance(llm, LLMConfig) else LLMConfig(**llm)
         self.frozen_dtype = frozen_dtype
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As transformers'. A published config.json names the frozen parts alone; the rest is the paper's."""
+        if "reference_encoder" in config_dict:
+            config_dict = _published(config_dict)
+        return super().from_dict(config_dict, **kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The LLM's own config, from which transformers' `generate` sizes its caches."""

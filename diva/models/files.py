@@ -1,12 +1,14 @@
 """A model's files: our layout, the published one, and the code that lets an export load without diva.
 
-An export holds `config.json`, the adapter in `model.safetensors`, the tokenizer and, for `trust_remote_code`, the
-few modules of diva that a model needs. The frozen parts are named in `config.json`, or lie beside it.
+An export holds `config.json`, the adapter in `model.safetensors`, the tokenizer (for AutoProcessor alone: a model
+takes its LLM's) and, for `trust_remote_code`, the few modules of diva that a model needs. The frozen parts are named in
+`config.json`, or lie beside it.
 """
 
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +20,7 @@ from torch import Tensor
 from diva.errors import UserError
 from diva.models.adapter import QFormerAdapter
 from diva.models.build import build, load_tokenizer
-from diva.models.config import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
+from diva.models.config import DivaConfig
 from diva.models.diva import DivaForConditionalGeneration
 from diva.pretrained import resolve
 
@@ -73,9 +75,8 @@ def load(
     config, state = read(folder)
     if (wanted := dtype or torch_dtype) not in (None, "auto"):
         config = DivaConfig.from_dict(config.to_dict() | {"frozen_dtype": str(wanted).removeprefix("torch.")})
-    tokenizer = load_tokenizer(
-        str(folder) if (folder / "tokenizer_config.json").is_file() else config.llm.name
-    )
+    # Never the one beside config.json: transformers would read that config for it, which is no text model's.
+    tokenizer = load_tokenizer(config.llm.name)
     model = build(config, tokenizer, cls=cls, device_map=device_map, start=False)
     model.adapter.load_state_dict(state)
     device = model.llm.get_input_embeddings().weight.device
@@ -149,12 +150,8 @@ def _from_released(
             adapter[key.removeprefix("connector.")] = value
         elif key.startswith("connector.layer_norm."):
             adapter[key.replace("connector.layer_norm", "norm")] = value
-    config = DivaConfig(
-        encoder=EncoderConfig(values["reference_encoder"], context="full"),
-        adapter=AdapterConfig(num_query_tokens=queries, projection_init="default"),
-        llm=LLMConfig(values["reference_decoder"], prompt_layout="released"),
-        frozen_dtype="float16" if torch.cuda.is_available() else "float32",
-    )
+    config = DivaConfig.from_dict(values)
+    config.adapter = replace(config.adapter, num_query_tokens=queries)
     return config, adapter
 
 
