@@ -69,8 +69,8 @@ def measure(
     """Median seconds of a whole optimizer step, nothing kept from step to step; `peak` in TFLOP/s."""
     hardware = config.hardware
     model_config: DivaConfig = make(config.model)
-    queries = model_config.adapter.num_query_tokens
-    batch = Batch(arguments.batch, padded_samples(CLIP_SECONDS), CLIP_TOKENS, max(queries, CLIP_TOKENS))
+    width = model_config.adapter.num_virtual_tokens
+    batch = Batch(arguments.batch, padded_samples(CLIP_SECONDS), CLIP_TOKENS, max(width, CLIP_TOKENS))
     work = work_of(config, device)
     flops = sum(count_flops(model_config, parts, batch, replace(work, recomputes=False)).values())
     torch.manual_seed(config.seed)
@@ -89,7 +89,7 @@ def measure(
     median = statistics.median(seconds[1:])  # the first warms up
     return {
         "batch": batch.rows,
-        "queries": queries,
+        "queries": model_config.adapter.num_query_tokens,
         "precision": hardware.precision,
         "checkpointing": hardware.activation_checkpointing,
         "n": arguments.rounds,

@@ -38,6 +38,9 @@ class AdapterConfig:
 
     With `tokens_per_second` the LLM reads only the last virtual tokens, as many as the clip is long: what it
     takes to read the others is saved. The paper's reads all of them (null).
+
+    With `stack` the outputs of so many neighbouring queries, side by side, become one virtual token: the LLM reads
+    a quarter as many with 4, which the published code takes too.
     """
 
     num_query_tokens: int
@@ -45,6 +48,7 @@ class AdapterConfig:
     init: Literal["whisper", "random"] = "whisper"
     projection_init: Literal["embeddings", "shared_tokens", "default"] = "embeddings"
     tokens_per_second: float | None = None
+    stack: int = 1
 
     def __post_init__(self):
         _check("model.adapter.kind", self.kind, ("qformer", "mlp"))
@@ -58,6 +62,15 @@ class AdapterConfig:
             )
         if self.num_query_tokens < 1:
             raise UserError(f"model.adapter.num_query_tokens={self.num_query_tokens} must be at least 1")
+        if self.stack < 1 or self.num_query_tokens % self.stack:
+            raise UserError(
+                f"model.adapter.stack={self.stack} must divide model.adapter.num_query_tokens={self.num_query_tokens}"
+            )
+        if self.stack > 1 and self.kind == "mlp":
+            raise UserError(
+                f"model.adapter.stack={self.stack} needs model.adapter.kind=qformer; of an MLP take a smaller"
+                " model.adapter.num_query_tokens"
+            )
         rate = self.tokens_per_second
         if rate is not None and rate < 0.001:
             raise UserError(
@@ -69,9 +82,14 @@ class AdapterConfig:
                 " speaks for a stretch of the clip, and the LLM would miss the first of them"
             )
 
+    @property
+    def num_virtual_tokens(self) -> int:
+        """How many virtual tokens there are for a clip."""
+        return self.num_query_tokens // self.stack
+
     def tokens_read(self, samples: Tensor) -> Tensor:
         """Clips of so many samples [B] -> how many virtual tokens, the last ones, the LLM reads of each, [B]."""
-        return tokens_read(samples, self.num_query_tokens, self.tokens_per_second)
+        return tokens_read(samples, self.num_virtual_tokens, self.tokens_per_second)
 
 
 @dataclass(frozen=True)

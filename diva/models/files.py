@@ -137,7 +137,7 @@ def _from_released(
         positions = state["connector.embed_positions.weight"]
     except KeyError as error:
         raise UserError(f"{folder / WEIGHTS} lacks {error}, which a released DiVA has") from error
-    if weight.shape != (len(bias), width) or weight.shape[0] == weight.shape[1]:
+    if weight.shape[0] != len(bias) or weight.shape[0] == weight.shape[1]:
         weight = weight.T
     adapter = {
         "query_tokens": state["query_tokens"],
@@ -151,7 +151,7 @@ def _from_released(
         elif key.startswith("connector.layer_norm."):
             adapter[key.replace("connector.layer_norm", "norm")] = value
     config = DivaConfig.from_dict(values)
-    config.adapter = replace(config.adapter, num_query_tokens=queries)
+    config.adapter = replace(config.adapter, num_query_tokens=queries, stack=weight.shape[1] // width)
     return config, adapter
 
 
