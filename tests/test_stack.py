@@ -85,10 +85,17 @@ def test_only_the_last_stacked_tokens_are_read_of_a_short_clip():
     assert adapter.tokens_read(torch.tensor([6_400, 160_000])).tolist() == [6, 12]
 
 
-def test_cross_attention_has_a_row_for_each_stacked_token(model):
+def test_cross_attention_of_a_stacked_token_is_the_mean_of_its_queries(model):
     seen = cross_attention(model, CLIPS[0])
-    assert seen.weights.shape[2] == len(seen.tokens) == len(seen.virtual_tokens) == 3
-    torch.testing.assert_close(seen.weights.sum(dim=-1), torch.ones(seen.weights.shape[:3]))
+    assert len(seen.tokens) == len(seen.virtual_tokens) == 3
+    stack, model.adapter.stack = model.adapter.stack, 1
+    model.adapter.projection, projection = torch.nn.Linear(16, 32), model.adapter.projection
+    model.config.adapter, adapter = AdapterConfig(num_query_tokens=12), model.config.adapter
+    each = cross_attention(model, CLIPS[0]).weights
+    model.adapter.stack, model.adapter.projection, model.config.adapter = stack, projection, adapter
+    for number in range(3):
+        mean = each[:, :, 4 * number : 4 * number + 4].mean(dim=2)
+        torch.testing.assert_close(seen.weights[:, :, number], mean)
 
 
 def test_every_stacked_query_starts_from_the_shared_tokens(model, tiny_whisper, tiny_llm):
@@ -126,21 +133,22 @@ def test_a_plan_counts_as_many_virtual_tokens_as_the_llm_reads(tiny_overrides, t
 
 @pytest.mark.integration
 def test_a_run_with_stacked_queries_trains_and_exports(tiny_run, shared_cache, tmp_path):
-    given = ["model.adapter.stack=4", "max_steps=3", "val_every=3", "sample_responses=1"]
+    given = ["model.adapter.stack=16", "max_steps=3", "val_every=3", "sample_responses=1"]
     given += [
         "optimizer.warmup_steps=1",
         "objective.distill_from_step=1",
         f"hydra.run.dir={tmp_path / 'run'}",
     ]
-    # Of 48 queries the LLM reads 12 tokens: longer transcripts are skipped, and counted.
+    # Of 48 queries the LLM reads 3 tokens: longer transcripts are skipped, and counted.
     done = run(
         "diva.train", *tiny_run, *given, "data.max_skipped_fraction=0.9", cache=shared_cache, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     model = DivaForConditionalGeneration.from_pretrained(tmp_path / "run", dtype="float32")
-    assert model.virtual_tokens(*pad_clips(CLIPS)).shape == (2, 12, 32)
-    assert "into 12 virtual tokens" in (tmp_path / "run" / "export" / "README.md").read_text()
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["clips_seen"] > 0
+    assert model.virtual_tokens(*pad_clips(CLIPS)).shape == (2, 3, 32)
+    assert "into 3 virtual tokens" in (tmp_path / "run" / "export" / "README.md").read_text()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert 0 < summary["clips_in_corpus"]["train"] < 22
 
 
 @pytest.mark.parametrize(

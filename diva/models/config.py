@@ -111,11 +111,11 @@ class LLMConfig:
 
 
 def _published(values: dict[str, Any]) -> dict[str, Any]:
-    """The config of WillHeld/DiVA-llama-3-v0-8b and its like in our terms."""
+    """The config of a published DiVA in our terms; a part that it does not name is called ""."""
     return {
-        "encoder": {"name": values["reference_encoder"], "context": "full"},
+        "encoder": {"name": values.get("reference_encoder") or "", "context": "full"},
         "adapter": {"num_query_tokens": 448, "projection_init": "default"},
-        "llm": {"name": values["reference_decoder"], "prompt_layout": "released"},
+        "llm": {"name": values.get("reference_decoder") or "", "prompt_layout": "released"},
         "frozen_dtype": "float16" if torch.cuda.is_available() else "float32",
     }
 
@@ -144,10 +144,15 @@ class DivaConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As transformers'. A published config.json names the frozen parts alone; the rest is the paper's."""
-        if "reference_encoder" in config_dict:
-            config_dict = _published(config_dict)
-        return super().from_dict(config_dict, **kwargs)
+        """As transformers'. A published config.json names the frozen parts at most; the rest is the paper's.
+
+        `encoder` and `llm` among the arguments are names in place of those in the config.
+        """
+        names = {part: kwargs.pop(part) for part in ("encoder", "llm") if isinstance(kwargs.get(part), str)}
+        values = config_dict if "adapter" in config_dict else _published(config_dict)
+        values = values | {part: {**values[part], "name": name} for part, name in names.items()}
+        made = super().from_dict(values, **kwargs)
+        return (made[0], made[1] | names) if isinstance(made, tuple) else made
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The LLM's own config, from which transformers' `generate` sizes its caches."""

@@ -38,6 +38,8 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     prefix_ids: Tensor
     suffix_ids: Tensor
+    # Whether the encoder is another than the config names: a checkpoint brought the one trained with its adapter.
+    has_own_encoder = False
 
     def __init__(
         self,
@@ -299,7 +301,8 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """A run's export, one of ours on the hub, or a checkpoint in the published layout.
 
         `dtype` is the precision of the frozen parts; `device_map` is for the LLM, whose input embeddings'
-        device gets the rest. See `diva.models.files.load`.
+        device gets the rest; `llm` and `encoder` name the frozen parts in place of the checkpoint. See
+        `diva.models.files.load`.
         """
         from diva.models.files import load
 
