@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 import soundfile
 import torch
-from command_line import command, environment
+from command_line import command, environment, run
 from hub_cache import put, shard
 from huggingface_hub import constants
 from safetensors import safe_open
@@ -17,6 +17,7 @@ from tiny import make_tokenizer, make_whisper, noise
 from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, WhisperModel
 
 from diva import DivaForConditionalGeneration, pretrained
+from diva.cli import check_overrides, make
 from diva.demo import Demo
 from diva.errors import UserError
 from diva.evaluation.samples import Instruction, Sample
@@ -371,3 +372,23 @@ def test_a_checkpoint_of_another_whisper_width_is_refused_in_one_line(hub, autho
     with pytest.raises(UserError, match=f"does not fit the encoder {WHISPER}.*--encoder NAME") as error:
         load_model(str(authors))
     assert "\n" not in str(error.value)
+
+
+# ---- the options reach the model
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("door", [("diva.serve",), ("diva.demo", "--model")])
+def test_commands_hand_on_the_named_parts(export, shared_cache, tmp_path, door):
+    module, *option = door
+    given = [*option, str(export), "--port", "0", "--llm", "no/such"]
+    done = run(module, *given, cache=shared_cache, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no model 'no/such'" in done.stderr
+
+
+def test_an_evaluated_system_takes_the_named_parts(export):
+    overrides = [f"system.model={export}", "system.llm=no/such", "task=spoken_mini_qa"]
+    config = check_overrides("evaluate", ["system=diva", *overrides])
+    with pytest.raises(UserError, match="no model 'no/such'"):
+        make(config.system)
