@@ -60,7 +60,7 @@ class Bench:
         model = build(model_config, tokenizer).train()
         ours, once = OurTraining(model, torch.bfloat16), Parts()
         with _fresh_cache() as cache:
-            data = make_data(config.data, tokenizer, model_config.adapter.num_query_tokens, cache)
+            data = make_data(config.data, tokenizer, model_config.adapter.num_virtual_tokens, cache)
             with once("decode"):
                 data.setup("fit")
             precompute: Precompute = make(config.precompute)
@@ -157,7 +157,7 @@ def restate(model: DivaForConditionalGeneration, autocast: torch.dtype | None) -
 def half_of_the_median(config: DivaConfig, data: SpeechDataModule) -> float:
     """Virtual tokens a second of which the LLM reads half of those there are for a clip of median length."""
     seconds = float(np.median(data.train.durations)) + TAIL_SECONDS
-    return config.adapter.num_query_tokens / 2 / seconds
+    return config.adapter.num_virtual_tokens / 2 / seconds
 
 
 def transcripts(batch: SpeechBatch) -> list[list[int]]:

@@ -225,7 +225,7 @@ class GpuBench:
         rate = TOKENS_PER_SECOND if in_proportion else None
         model.adapter = replace(model.adapter, tokens_per_second=rate)
         model.encoder = replace(model.encoder, context=context)
-        queries = model.adapter.num_query_tokens
+        queries = model.adapter.num_virtual_tokens
         batch = Batch(rows, padded_samples(SECONDS[1]), TOKENS[1], queries)
         work = self._work_of(self.config, self.device, recomputes)
         flops = count_flops(model, self.parts, batch, replace(work, recomputes=False))

@@ -18,7 +18,7 @@ import numpy as np
 from diva.audio.waveform import to_waveform
 from diva.cli import exit_codes, quieten
 from diva.errors import AudioFault, UserError
-from diva.models.load import load_model
+from diva.models.load import add_parts, load_model
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.plots.curves import finished_runs
 
@@ -46,9 +46,14 @@ class Turn:
 
 
 class Demo:
-    """The event handlers of the page, and the one model that is in memory."""
+    """The event handlers of the page, and the one model that is in memory.
 
-    def __init__(self) -> None:
+    `parts` are the `llm` and the `encoder` of which the model called `named` was made (`load_model`).
+    """
+
+    def __init__(self, named: str | None = None, **parts: str | None) -> None:
+        self.named = named
+        self.parts = parts
         self.name: str | None = None
         self.model: DivaForConditionalGeneration | None = None
 
@@ -56,7 +61,7 @@ class Demo:
         """The model of this run, export or hub id. Raises UserError where there is none."""
         if self.model is None or name != self.name:
             self.model = None  # frees the memory that the next one needs
-            self.name, self.model = name, load_model(name)
+            self.name, self.model = name, load_model(name, **(self.parts if name == self.named else {}))
         return self.model
 
     def switch(self, name: str) -> tuple:
@@ -239,6 +244,7 @@ def parse_arguments() -> argparse.Namespace:
         help="address to listen on; away from it, browsers give a page the microphone over https only",
     )
     parser.add_argument("--port", type=int, default=7860)
+    add_parts(parser)
     return parser.parse_args()
 
 
@@ -247,7 +253,7 @@ def main() -> None:
     arguments = parse_arguments()
     quieten()
     choices = models(arguments.model, arguments.runs)
-    demo = Demo()
+    demo = Demo(arguments.model, llm=arguments.llm, encoder=arguments.encoder)
     demo.load(choices[0][1])
     blocks = page(demo, choices)
     try:

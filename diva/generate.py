@@ -16,7 +16,7 @@ from rich.progress import track
 from diva.audio.waveform import SAMPLE_RATE, to_waveform
 from diva.cli import exit_codes, quieten
 from diva.errors import AudioFault
-from diva.models.load import load_model
+from diva.models.load import add_parts, load_model
 from diva.models.modeling import DivaForConditionalGeneration
 
 
@@ -38,7 +38,7 @@ class Question:
 def main() -> None:
     arguments = parse_arguments()
     quieten()
-    model = load_model(arguments.model, arguments.dtype)
+    model = load_model(arguments.model, arguments.dtype, arguments.llm, arguments.encoder)
     questions = [listen(model, clip) for clip in arguments.clips]
     limits = {"max_new_tokens": arguments.max_new_tokens, "do_sample": False}
     if arguments.stream:
@@ -128,6 +128,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=16, help="clips answered together")
     parser.add_argument("--dtype", help="precision of the frozen parts; float32 on a CPU unless given")
+    add_parts(parser)
     return parser.parse_args()
 
 

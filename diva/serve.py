@@ -18,7 +18,7 @@ import uvicorn
 
 from diva.cli import exit_codes, quieten
 from diva.errors import UserError
-from diva.models.load import load_model
+from diva.models.load import add_parts, load_model
 from diva.plots.curves import newest_run
 from diva.serving.app import ServerLimits, Service, create_app
 from diva.serving.batching import BatchLimits
@@ -40,7 +40,7 @@ def main() -> None:
             flush=True,
         )
     service = Service(
-        load_model(model_path, arguments.dtype),
+        load_model(model_path, arguments.dtype, arguments.llm, arguments.encoder),
         arguments.name,
         api_key,
         ServerLimits(arguments.max_queue, arguments.timeout, int(arguments.max_body_mb * 2**20)),
@@ -149,6 +149,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--max-new-tokens", type=count, default=512, help="the most that max_tokens may ask for"
     )
+    add_parts(parser)
     return parser.parse_args()
 
 

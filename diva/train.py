@@ -106,7 +106,7 @@ def train(config: DictConfig, folder: Path) -> float | None:
     trainer = make_trainer(config, folder, callbacks)
     model_config: DivaConfig = make(config.model)
     tokenizer = load_tokenizer(model_config.llm.name)
-    data = make_data(config.data, tokenizer, model_config.adapter.num_query_tokens, folder)
+    data = make_data(config.data, tokenizer, model_config.adapter.num_virtual_tokens, folder)
     data.setup("fit")
     record.data_is_there()
     record.say(data.describe())

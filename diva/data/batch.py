@@ -181,6 +181,6 @@ def transcript_fault(tokens: int, max_tokens: int) -> AudioFault | None:
         return AudioFault("empty text", "the tokenizer finds no token in the transcript")
     if tokens > max_tokens:
         return AudioFault(
-            "too many tokens", f"{tokens} transcript tokens, the model has {max_tokens} query tokens for it"
+            "too many tokens", f"{tokens} transcript tokens, the model has {max_tokens} virtual tokens for it"
         )
     return None

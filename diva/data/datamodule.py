@@ -38,7 +38,7 @@ class SpeechDataModule(LightningDataModule):
     Args:
         corpus: gives the manifest of a split.
         tokenizer: the LLM's.
-        max_tokens: the number of query tokens Q; longer transcripts are left out, counted and listed.
+        max_tokens: the number of virtual tokens; longer transcripts are left out, counted and listed.
         batch_size: recordings per optimizer step, over all devices.
         num_buckets: lengths of batches, at most.
         seed: with the epoch, fixes the order of the clips.

@@ -1,4 +1,7 @@
-"""The only part that trains: encoder frames [B, F, E] -> virtual tokens [B, Q, D] for the LLM."""
+"""The only part that trains: encoder frames [B, F, E] -> virtual tokens [B, V, D] for the LLM.
+
+Of Q queries there are as many virtual tokens, or Q / `stack` (`AdapterConfig.num_virtual_tokens`).
+"""
 
 import copy
 from typing import Any
@@ -20,8 +23,9 @@ class QFormerAdapter(nn.Module):
     self-attention and cross-attention stay, start from Whisper's weights and train.
     """
 
-    def __init__(self, whisper: WhisperConfig, num_query_tokens: int, llm_width: int):
+    def __init__(self, whisper: WhisperConfig, num_query_tokens: int, llm_width: int, stack: int = 1):
         super().__init__()
+        self.stack = stack
         # Its own: the attention is chosen for the device, while the encoder, whose config this was, keeps what it has.
         self.config = copy.deepcopy(whisper)
         self.query_tokens = nn.Parameter(torch.randn(num_query_tokens, whisper.d_model) * QUERY_STD)
@@ -30,10 +34,10 @@ class QFormerAdapter(nn.Module):
             WhisperDecoderLayer(self.config, layer_idx=i) for i in range(whisper.decoder_layers)
         )
         self.norm = nn.LayerNorm(whisper.d_model)
-        self.projection = nn.Linear(whisper.d_model, llm_width)
+        self.projection = nn.Linear(whisper.d_model * stack, llm_width)
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Frames [B, F, E], mask [B, F] (True: valid) -> virtual tokens [B, Q, D]."""
+        """Frames [B, F, E], mask [B, F] (True: valid) -> virtual tokens [B, V, D]."""
         hidden = (self.query_tokens + self.positions).expand(len(frames), -1, -1)
         cross_mask = None if mask is None else mask[:, None, None, :]
         self.config._attn_implementation = GROUPED if frames.device.type == "cpu" else "sdpa"
@@ -42,7 +46,8 @@ class QFormerAdapter(nn.Module):
             hidden = layer(
                 hidden, encoder_hidden_states=frames, encoder_attention_mask=cross_mask, use_cache=False
             )
-        return self.projection(self.norm(hidden))
+        # Neighbours side by side: [B, Q, E] -> [B, V, stack E].
+        return self.projection(self.norm(hidden).unflatten(1, (-1, self.stack)).flatten(2))
 
 
 class MLPAdapter(nn.Module):
@@ -55,7 +60,7 @@ class MLPAdapter(nn.Module):
         self.projection = nn.Linear(llm_width, llm_width)
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Frames [B, F, E], mask [B, F] (True: valid) -> virtual tokens [B, Q, D]."""
+        """Frames [B, F, E], mask [B, F] (True: valid) -> virtual tokens [B, V, D], V being Q here."""
         pooled = pooling_matrix(frames, mask, self.num_query_tokens) @ frames
         return self.projection(nn.functional.gelu(self.hidden(pooled)))
 

@@ -57,7 +57,7 @@ def build(
     encoder = SpeechEncoder(whisper.encoder.to(dtype), config.encoder.context)
     processor = DivaProcessor(
         tokenizer,
-        num_query_tokens=config.adapter.num_query_tokens,
+        num_virtual_tokens=config.adapter.num_virtual_tokens,
         tokens_per_second=config.adapter.tokens_per_second,
         audio_token_id=vocabulary,
         system_prompt=config.llm.system_prompt,
@@ -74,8 +74,9 @@ def make_adapter(config: AdapterConfig, whisper: WhisperModel, llm_width: int) -
             f"model.adapter.num_query_tokens={config.num_query_tokens} is more than the {limit} positions of"
             " the Whisper decoder that they go through"
         )
-    cls = {"qformer": QFormerAdapter, "mlp": MLPAdapter}[config.kind]
-    return cls(whisper.config, config.num_query_tokens, llm_width)
+    if config.kind == "mlp":
+        return MLPAdapter(whisper.config, config.num_query_tokens, llm_width)
+    return QFormerAdapter(whisper.config, config.num_query_tokens, llm_width, config.stack)
 
 
 def start_adapter(
@@ -130,7 +131,7 @@ def start_from_shared_tokens(
 
     The end of Whisper's decoder points at the embedding of the token it hears. Many tokens are in both
     vocabularies (most, where both are byte-level BPE): ridge regression over them says where the LLM has the
-    same token.
+    same token. Of stacked queries all begin alike: the virtual token starts in the direction of their mean.
     """
     heard, read = embedding_matrix(whisper).float(), embedding_matrix(llm).float()
     ours, theirs = speech_tokenizer.get_vocab(), tokenizer.get_vocab()
@@ -143,7 +144,7 @@ def start_from_shared_tokens(
     x, y = heard[[ours[token] for token in shared]], read[[theirs[token] for token in shared]]
     x, y = x - x.mean(dim=0), y - y.mean(dim=0)
     ridge = _RIDGE * len(shared) * x.var() * torch.eye(x.shape[1])
-    weight = torch.linalg.solve(x.T @ x + ridge, x.T @ y).T
+    weight = torch.linalg.solve(x.T @ x + ridge, x.T @ y).T.repeat(1, adapter.stack)
     adapter.projection.weight.copy_(weight * adapter.projection.weight.norm() / weight.norm())
 
 

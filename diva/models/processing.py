@@ -20,7 +20,7 @@ Clip = str | Path | bytes | np.ndarray | Tensor | Sequence[float]
 class DivaProcessor(ProcessorMixin):
     """Makes the inputs of DivaForConditionalGeneration; log-mel is the model's, on its own device.
 
-    A clip becomes `num_query_tokens` placeholders for every 30 s of it, or `tokens_per_second`, where that is given
+    A clip becomes `num_virtual_tokens` placeholders for every 30 s of it, or `tokens_per_second`, where that is given
     and makes fewer. `audio_token_id` is outside the LLM's vocabulary, so no text can hold it. Chats without a system
     message get `system_prompt`, under which the adapter was trained. Longer clips are cut where they are quietest
     (`long_audio="split"`) or refused ("error"); `max_audio_seconds` is the limit for a whole clip.
@@ -29,19 +29,20 @@ class DivaProcessor(ProcessorMixin):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        num_query_tokens: int = 1,
+        num_virtual_tokens: int = 1,
         tokens_per_second: float | None = None,
         audio_token_id: int = -1,
         system_prompt: str | None = None,
         prompt_layout: Literal["template", "released"] = "template",
         long_audio: Literal["split", "error"] = "split",
         max_audio_seconds: float = 600.0,
+        num_query_tokens: int | None = None,  # what exports of earlier revisions call num_virtual_tokens
         **kwargs: Any,
     ):
         super().__init__(tokenizer, **kwargs)
         if long_audio not in ("split", "error"):
             raise UserError(f"long_audio={long_audio!r} is unknown; it is split or error")
-        self.num_query_tokens = num_query_tokens
+        self.num_virtual_tokens = num_query_tokens or num_virtual_tokens
         self.tokens_per_second = tokens_per_second
         self.audio_token_id = audio_token_id
         self.system_prompt = system_prompt
@@ -151,7 +152,7 @@ class DivaProcessor(ProcessorMixin):
             row = list(texts[0])
             for windows_of_clip, text in zip(heard, texts[1:], strict=True):
                 samples = torch.tensor([len(window) for window in windows_of_clip])
-                read = tokens_read(samples, self.num_query_tokens, self.tokens_per_second)
+                read = tokens_read(samples, self.num_virtual_tokens, self.tokens_per_second)
                 row += [self.audio_token_id] * int(read.sum()) + text
             rows.append(row)
         ids, mask = pad_left(rows, self.pad_token_id)

@@ -48,7 +48,7 @@ class Timing:
     def batch(self) -> Batch:
         run = self.run
         batch = run.batch(run.micro_batch, run.lengths.mean_padded_samples(run.config.data.num_buckets))
-        # The table reads transcripts of like length together; a step's are padded to the query tokens.
+        # The table reads transcripts of like length together; a step's are padded to the virtual tokens.
         return replace(batch, text_width=batch.tokens) if run.work.teacher_at_hand else batch
 
     @cached_property

@@ -93,7 +93,7 @@ class Run:
 
     def batch(self, rows: int, samples: int) -> Batch:
         """A micro-batch whose transcripts are as long as so many samples of speech."""
-        width = self.model.adapter.num_query_tokens
+        width = self.model.adapter.num_virtual_tokens
         return Batch(rows, samples, min(width, self.lengths.tokens(samples / SAMPLE_RATE)), width)
 
     @cached_property

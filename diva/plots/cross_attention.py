@@ -20,7 +20,10 @@ from diva.training.metrics import nearest_tokens
 
 @dataclass(frozen=True)
 class Attention:
-    """What those virtual tokens of a clip look at that the LLM reads, Q here; tensors in float32 on the CPU."""
+    """What those virtual tokens of a clip look at that the LLM reads, Q here; tensors in float32 on the CPU.
+
+    Of queries that are stacked into one virtual token, the mean.
+    """
 
     mel: Tensor  # [M, T] log-mel, 10 ms a frame; T = 2 F
     weights: Tensor  # [layers, heads, Q, F], 20 ms a frame; each row sums to 1, masked frames have 0
@@ -54,7 +57,7 @@ def cross_attention(model: DivaForConditionalGeneration, clip: Clip) -> Attentio
     nearest = nearest_tokens(virtual_tokens, embedding_matrix(model.llm))
     return Attention(
         mel=model.encoder.log_mel(nn.functional.pad(waveforms, (0, padding)))[0].cpu(),
-        weights=torch.stack(weights)[:, :, -read:].cpu(),
+        weights=torch.stack(weights).unflatten(2, (-1, model.adapter.stack)).mean(dim=3)[:, :, -read:].cpu(),
         virtual_tokens=virtual_tokens.float().cpu(),
         tokens=[model.processor.tokenizer.decode([token]) for token in nearest.tolist()],
         seconds=int(samples) / SAMPLE_RATE,

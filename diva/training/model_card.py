@@ -6,6 +6,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from diva import markdown
+from diva.cli import make
+from diva.models.configuration import AdapterConfig
 
 # Terms under which its authors published each part, as far as this codebase knows the part.
 LICENCES = {
@@ -51,12 +53,12 @@ tags:
 
 
 def _introduction(config: DictConfig, encoder: str, llm: str) -> str:
-    adapter = config.model.adapter
+    adapter: AdapterConfig = make(config.model.adapter)
     rate = f", {adapter.tokens_per_second:g} a second at most," if adapter.tokens_per_second else ""
     return f"""# {config.name}: a Distilled Voice Assistant
 
 [{llm}](https://huggingface.co/{llm}) that hears: an adapter (here) turns the frames of the frozen encoder of
-[{encoder}](https://huggingface.co/{encoder}) into {adapter.num_query_tokens} virtual tokens{rate} and was
+[{encoder}](https://huggingface.co/{encoder}) into {adapter.num_virtual_tokens} virtual tokens{rate} and was
 distilled from what the LLM itself makes of the transcript (DiVA, arXiv 2410.02678). It saw no instructions and no
 labels, only speech with transcripts. It has the LLM's abilities and faults, and hears what its corpus taught it.
 """

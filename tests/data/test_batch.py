@@ -130,7 +130,7 @@ def test_a_transcript_longer_than_the_clip_has_query_tokens_is_a_fault(heard):
     batch = speech[BatchPlan([0, 1, 2, 3], padded_samples(2.0))]
     assert batch.tokens.tolist() == [3, 0, 0, 4]
     assert [fault.clip_id for fault in batch.faults] == ["clip1", "clip2"]
-    assert "5 transcript tokens, the model has 4 query tokens for it" in batch.faults[1].detail
+    assert "5 transcript tokens, the model has 4 virtual tokens for it" in batch.faults[1].detail
 
 
 def test_micro_batches_are_the_batch_cut_in_order():

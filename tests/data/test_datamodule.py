@@ -162,7 +162,7 @@ def test_transcripts_beyond_the_query_tokens_of_their_clip_are_left_out(make):
     made.setup("fit")
     assert sorted(set(made.train.column("text"))) == ["12345", "123456"]
     assert {skip.detail for skip in made.skipped["train"]} == {
-        "4 transcript tokens, the model has 3 query tokens for it"
+        "4 transcript tokens, the model has 3 virtual tokens for it"
     }
     assert token_limits(np.array([0.5, np.nan, 2.0]), 100, 2.0).tolist() == [3, 60, 6]
     assert token_limits(np.array([0.5, np.nan]), 100, None).tolist() == [100, 100]
@@ -257,7 +257,7 @@ def test_a_run_that_keeps_the_encoders_frames_does_not_load_waveforms(
     tokenizer = load_tokenizer(model_config.llm.name)
     for gigabytes, width in {0.0: True, 1.0: False}.items():
         config.precompute.encoder_frames_gb = gigabytes
-        data = make_data(config.data, tokenizer, model_config.adapter.num_query_tokens, tmp_path)
+        data = make_data(config.data, tokenizer, model_config.adapter.num_virtual_tokens, tmp_path)
         data.setup("fit")
         module = make_module(config, build(model_config, tokenizer))
         module._trainer = SimpleNamespace(datamodule=data, max_steps=6)

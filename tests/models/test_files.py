@@ -86,6 +86,7 @@ def test_it_loads_where_diva_is_not_installed(export, answer, tmp_path, shared_c
             env=variables, capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+        assert "Do you wish to run the custom code?" not in done.stdout  # permission was given once, for all
         assert done.stdout.split("ANSWER")[1].split("END")[0] == answer
     for file in export.glob("*.py"):
         assert (saved[1] / file.name).read_text() == file.read_text()

@@ -209,6 +209,8 @@ def test_every_shard_is_needed(tmp_path: Path) -> None:
     shards = {"a.weight": "model-1.safetensors", "b.weight": "model-2.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     (folder / "model-1.safetensors").touch()
+    assert resolve(str(folder)) == folder  # all weights are in model.safetensors, which transformers prefers
+    (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"holds no model-2\.safetensors"):
         resolve(str(folder))
     (folder / "model-2.safetensors").touch()

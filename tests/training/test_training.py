@@ -83,7 +83,7 @@ def test_logged_losses_are_those_of_a_loop_over_clips(tiny_run, shared_cache, tm
     model = DivaForConditionalGeneration.from_pretrained(folder)
     config = check_overrides("train", [*tiny_run, *EXACT, *(c for c in change if c.startswith("data."))])
     tokenizer = model.processor.tokenizer
-    data = make_data(config.data, tokenizer, model.config.adapter.num_query_tokens, tmp_path)
+    data = make_data(config.data, tokenizer, model.config.adapter.num_virtual_tokens, tmp_path)
     data.setup("fit")
     logged = losses(folder)
     assert len(logged) == 6
@@ -115,7 +115,7 @@ def fit(overrides: list[str], folder: Path, steps: int) -> torch.nn.Module:
     config = check_overrides("train", overrides)
     model_config = instantiate(config.model)
     tokenizer = load_tokenizer(model_config.llm.name)
-    data = make_data(config.data, tokenizer, model_config.adapter.num_query_tokens, folder)
+    data = make_data(config.data, tokenizer, model_config.adapter.num_virtual_tokens, folder)
     model = build(model_config, tokenizer)
     model.before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     trainer = Trainer(

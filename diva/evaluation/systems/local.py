@@ -6,7 +6,8 @@ DiVA share its weights.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import file_digest
+from hashlib import file_digest, sha256
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -24,9 +25,9 @@ from diva.audio.waveform import SAMPLE_RATE, windows
 from diva.errors import UserError
 from diva.evaluation.labels import OnlyTokens, label_tokens
 from diva.evaluation.samples import Instruction, Sample
-from diva.models.files import WEIGHTS, export_folder, read
+from diva.models.files import export_folder, read
 from diva.models.load import load_model
-from diva.models.pretrained import resolve
+from diva.models.pretrained import adapter_files, resolve
 from diva.models.processing import pad_left
 from diva.models.prompts import Message, chat_pieces, encode, released_user_turn
 
@@ -139,7 +140,7 @@ class TextLLM:
             raise UserError(
                 "say whose LLM reads: system.model=RUN for that of a DiVA, or system.llm=NAME; one of them"
             )
-        config = read(export_folder(model))[0] if model is not None else None
+        config = read(export_folder(model)).config if model is not None else None
         name = config.llm.name if config is not None else str(llm)
         folder = resolve(name)
         cuda = torch.cuda.is_available()
@@ -174,17 +175,27 @@ class TextLLM:
         return before, after
 
 
+def _digest(files: Sequence[Path]) -> str:
+    """Of what is in the files, one behind the other."""
+    whole = sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            file_digest(file, lambda: whole)
+    return whole.hexdigest()[:12]
+
+
 class Diva:
     """A run, an export or a hub id."""
 
     hears = True
     batches = True
 
-    def __init__(self, model: str, dtype: str | None = None):
-        self.model = load_model(model, dtype)
+    def __init__(
+        self, model: str, dtype: str | None = None, llm: str | None = None, encoder: str | None = None
+    ):
+        self.model = load_model(model, dtype, llm, encoder)
         folder = export_folder(model)
-        with open(folder / WEIGHTS, "rb") as file:
-            digest = file_digest(file, "sha256").hexdigest()[:12]
+        digest = _digest([folder / name for name in adapter_files(folder)])
         self.identity: Identity = {"model": model, "weights": digest, **self.reader.identity}
 
     @property
