@@ -60,7 +60,7 @@ class Bench:
         model = build(model_config, tokenizer).train()
         ours, once = OurTraining(model, torch.bfloat16), Parts()
         with _fresh_cache() as cache:
-            data = make_data(config.data, tokenizer, model_config.adapter.num_virtual_tokens, cache)
+            data = make_data(config.data, tokenizer, model_config.adapter, cache)
             with once("decode"):
                 data.setup("fit")
             precompute: Precompute = make(config.precompute)

@@ -43,7 +43,7 @@ VARIANTS = (
     Variant(
         "queries_in_proportion",
         "32 queries, 8 a second read",
-        ("data.query_tokens=32", "data.query_tokens_per_second=8"),
+        ("data.query_tokens=32", "model.adapter.tokens_per_second=8"),
     ),
     Variant("full", "encoder on 30 s", ("model.encoder.context=full",)),
 )

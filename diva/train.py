@@ -20,7 +20,7 @@ from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail, make, qui
 from diva.data.datamodule import SpeechDataModule
 from diva.errors import UserError
 from diva.models.build import build, load_tokenizer
-from diva.models.configuration import DivaConfig
+from diva.models.configuration import AdapterConfig, DivaConfig
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.planning.memory import check_memory
 from diva.sweeps.folder import TRIAL, Pruned
@@ -106,7 +106,7 @@ def train(config: DictConfig, folder: Path) -> float | None:
     trainer = make_trainer(config, folder, callbacks)
     model_config: DivaConfig = make(config.model)
     tokenizer = load_tokenizer(model_config.llm.name)
-    data = make_data(config.data, tokenizer, model_config.adapter.num_virtual_tokens, folder)
+    data = make_data(config.data, tokenizer, model_config.adapter, folder)
     data.setup("fit")
     record.data_is_there()
     record.say(data.describe())
@@ -138,9 +138,12 @@ def train(config: DictConfig, folder: Path) -> float | None:
 
 
 def make_data(
-    config: DictConfig, tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: Path
+    config: DictConfig, tokenizer: PreTrainedTokenizerBase, adapter: AdapterConfig, folder: Path
 ) -> SpeechDataModule:
-    """The data module; keys it does not take (data.root and the like) are there for the corpus to refer to."""
+    """The data module, for transcripts that an adapter has virtual tokens for.
+
+    Keys it does not take (data.root and the like) are there for the corpus to refer to.
+    """
     if (config.get("max_seconds") or 0) > WHISPER_SECONDS:
         raise UserError(
             f"data.max_seconds={config.max_seconds:g}: Whisper hears {WHISPER_SECONDS:g} s at a time, so training"
@@ -153,7 +156,8 @@ def make_data(
     return SpeechDataModule(
         corpus=make(config.corpus),
         tokenizer=tokenizer,
-        max_tokens=max_tokens,
+        max_tokens=adapter.num_virtual_tokens,
+        tokens_per_second=adapter.tokens_per_second,
         skipped_tsv=folder / "skipped.tsv",
         **values,
     )

@@ -39,7 +39,7 @@ def test_config_builds_what_it_names(choice, tiny_overrides, tiny_release, tmp_p
         assert issubclass(type(instantiate(logger)), Logger)
     model_config = instantiate(config.model)
     tokenizer = load_tokenizer(model_config.llm.name)
-    data = make_data(config.data, tokenizer, model_config.adapter.num_virtual_tokens, tmp_path)
+    data = make_data(config.data, tokenizer, model_config.adapter, tmp_path)
     assert data.batch_size == config.data.batch_size
     module = make_module(config, build(model_config, tokenizer))
     (optimizer,), (schedule,) = module.configure_optimizers()

@@ -45,7 +45,7 @@ class SpeechDataModule(LightningDataModule):
         train_split: split of the corpus to train on.
         val_splits: name of each validation -> split of the corpus.
         val_batch_size: recordings per validation batch and device.
-        query_tokens_per_second: limits transcripts by the length of their clip too (AdapterConfig.tokens_per_second).
+        tokens_per_second: limits transcripts by the length of their clip too (AdapterConfig.tokens_per_second).
         max_train_clips: train on so many clips, the same ones whatever the seed; null for all.
         max_val_clips: validate on so many clips of each split; null for all.
         max_skipped_fraction: above this share of clips left out, setup and `record_faults` raise UserError.
@@ -66,7 +66,7 @@ class SpeechDataModule(LightningDataModule):
         train_split: str = "train",
         val_splits: Mapping[str, str],
         val_batch_size: int,
-        query_tokens_per_second: float | None = None,
+        tokens_per_second: float | None = None,
         max_train_clips: int | None = None,
         max_val_clips: int | None = None,
         max_skipped_fraction: float = 0.05,
@@ -84,7 +84,7 @@ class SpeechDataModule(LightningDataModule):
         self.train_split = train_split
         self.val_splits = dict(val_splits)
         self.val_batch_size = val_batch_size
-        self.query_tokens_per_second = query_tokens_per_second
+        self.tokens_per_second = tokens_per_second
         self.max_train_clips = max_train_clips
         self.max_val_clips = max_val_clips
         self.max_skipped_fraction = max_skipped_fraction
@@ -120,7 +120,7 @@ class SpeechDataModule(LightningDataModule):
 
     def _manifest(self, split: str, limit: int | None) -> Manifest:
         manifest = with_distinct_ids(self.corpus.manifest(split))
-        limits = token_limits(manifest.durations, self.max_tokens, self.query_tokens_per_second)
+        limits = token_limits(manifest.durations, self.max_tokens, self.tokens_per_second)
         manifest = drop_unlearnable(manifest, self.tokenizer, limits)
         if limit is not None and limit < len(manifest):
             # Not the run's seed: runs that differ in it alone are to see the same clips.
@@ -204,7 +204,7 @@ class SpeechDataModule(LightningDataModule):
     def _dataset(self, split: str) -> SpeechDataset:
         heard = split not in self.without_waveforms
         return SpeechDataset(
-            self._splits[split], self.tokenizer, self.max_tokens, heard, self.query_tokens_per_second
+            self._splits[split], self.tokenizer, self.max_tokens, heard, self.tokens_per_second
         )
 
     def _edges_for(self, manifest: Manifest) -> list[float]:

@@ -158,7 +158,7 @@ def test_transcripts_beyond_the_query_tokens_are_left_out_and_listed(make, tmp_p
 def test_transcripts_beyond_the_query_tokens_of_their_clip_are_left_out(make):
     corpus = Memory(["1234", "12345", "123456"] * 4, seconds=[0.5, 2.0, 2.0] * 4)
     # 2 a second of speech and tail: 3 for half a second, 6 for two.
-    made = make(corpus=corpus, query_tokens_per_second=2.0, max_skipped_fraction=1.0)
+    made = make(corpus=corpus, tokens_per_second=2.0, max_skipped_fraction=1.0)
     made.setup("fit")
     assert sorted(set(made.train.column("text"))) == ["12345", "123456"]
     assert {skip.detail for skip in made.skipped["train"]} == {
@@ -257,7 +257,7 @@ def test_a_run_that_keeps_the_encoders_frames_does_not_load_waveforms(
     tokenizer = load_tokenizer(model_config.llm.name)
     for gigabytes, width in {0.0: True, 1.0: False}.items():
         config.precompute.encoder_frames_gb = gigabytes
-        data = make_data(config.data, tokenizer, model_config.adapter.num_virtual_tokens, tmp_path)
+        data = make_data(config.data, tokenizer, model_config.adapter, tmp_path)
         data.setup("fit")
         module = make_module(config, build(model_config, tokenizer))
         module._trainer = SimpleNamespace(datamodule=data, max_steps=6)

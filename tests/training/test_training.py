@@ -15,6 +15,7 @@ from diva.audio.waveform import pad_clips
 from diva.cli import check_overrides
 from diva.errors import UserError
 from diva.models.build import build, load_tokenizer
+from diva.models.configuration import AdapterConfig
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.train import make_data, make_module
 from diva.training.frozen import Precompute
@@ -71,7 +72,7 @@ def by_the_formula(model: DivaForConditionalGeneration, waveform, ids: torch.Ten
 @pytest.mark.parametrize(
     "change",
     [[], ["hardware.micro_batch_size=3"], ["hardware=cpu_ddp"],
-     ["hardware=cpu_ddp", "hardware.micro_batch_size=1"], ["data.query_tokens_per_second=16"]],
+     ["hardware=cpu_ddp", "hardware.micro_batch_size=1"], ["model.adapter.tokens_per_second=16"]],
     ids="-".join,
 )  # fmt: skip
 def test_logged_losses_are_those_of_a_loop_over_clips(tiny_run, shared_cache, tmp_path, change):
@@ -81,9 +82,9 @@ def test_logged_losses_are_those_of_a_loop_over_clips(tiny_run, shared_cache, tm
     done = start(*given, cache=shared_cache, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     model = DivaForConditionalGeneration.from_pretrained(folder)
-    config = check_overrides("train", [*tiny_run, *EXACT, *(c for c in change if c.startswith("data."))])
+    config = check_overrides("train", [*tiny_run, *EXACT, *(c for c in change if c.startswith("model."))])
     tokenizer = model.processor.tokenizer
-    data = make_data(config.data, tokenizer, model.config.adapter.num_virtual_tokens, tmp_path)
+    data = make_data(config.data, tokenizer, model.config.adapter, tmp_path)
     data.setup("fit")
     logged = losses(folder)
     assert len(logged) == 6
@@ -115,7 +116,7 @@ def fit(overrides: list[str], folder: Path, steps: int) -> torch.nn.Module:
     config = check_overrides("train", overrides)
     model_config = instantiate(config.model)
     tokenizer = load_tokenizer(model_config.llm.name)
-    data = make_data(config.data, tokenizer, model_config.adapter.num_virtual_tokens, folder)
+    data = make_data(config.data, tokenizer, model_config.adapter, folder)
     model = build(model_config, tokenizer)
     model.before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     trainer = Trainer(
@@ -184,4 +185,4 @@ def test_a_run_that_never_distils_says_so(tiny_run, shared_cache, tmp_path):
 def test_longer_clips_than_whisper_hears_are_refused(tiny_run, tmp_path):
     config = check_overrides("train", [*tiny_run, "data.max_seconds=60", "max_steps=1"])
     with pytest.raises(UserError, match=r"data\.max_seconds=60: Whisper hears 30 s"):
-        make_data(config.data, SimpleNamespace(), 8, tmp_path)
+        make_data(config.data, SimpleNamespace(), AdapterConfig(8), tmp_path)
