@@ -16,6 +16,12 @@ def test_readme_is_at_most_9000_bytes():
 
 
 @each_page
+def test_python_files_named_on_a_page_exist(page):
+    named = re.findall(r"`((?:diva|benchmarks|tests)/[\w/]+\.py)`", page.read_text())
+    assert [path for path in named if not (ROOT / path).is_file()] == []
+
+
+@each_page
 def test_commands_on_a_page_exist(page):
     text = page.read_text()
     modules = set(re.findall(r"\bpython -m ((?:diva|benchmarks)[\w.]*)", text))
