@@ -52,7 +52,7 @@ docs: $(READY) ## build the pages and the API reference as a site: build/site/in
 	rm -rf build/docs build/site && mkdir -p build/docs/benchmarks
 	cp -R README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs experiments notebooks build/docs/
 	cp -R benchmarks/results build/docs/benchmarks/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: corpus ## training speed, against the published compute pattern; ARGS="--quick"
 	$(BIN)/python -m benchmarks.training $(ARGS)
