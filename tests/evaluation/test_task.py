@@ -218,9 +218,9 @@ def test_misspelt_keys_are_errors(wrong, right):
 
 
 def documented() -> list[list[str]]:
-    """The arguments of every diva.evaluate in the README and in experiments/, that of the fig7 loop aside."""
+    """The arguments of every diva.evaluate in the README, in docs/ and in experiments/, that of the fig7 loop aside."""
     root = Path(__file__).parents[2]
-    files = [root / "README.md", *root.glob("experiments/**/README.md")]
+    files = [root / "README.md", *root.glob("docs/*.md"), *root.glob("experiments/**/README.md")]
     text = "".join(file.read_text() for file in files if file.parent.name != "fig7_ablation").replace(
         "\\\n", " "
     )

@@ -191,9 +191,9 @@ def test_the_command(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.json"]
 
 
-def readme_plan() -> tuple[list[str], str]:
-    """The arguments of the plan in the README, and what it is said to print."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+def documented_plan() -> tuple[list[str], str]:
+    """The arguments of the plan in docs/planning.md, and what it is said to print."""
+    text = (Path(__file__).parents[2] / "docs" / "planning.md").read_text()
     (command,) = re.findall(r"^python -m diva\.plan (.*)$", text, re.MULTILINE)
     return command.split(), text.partition("<!-- plan -->\n```\n")[2].partition("```\n<!-- /plan -->")[0]
 
@@ -204,8 +204,8 @@ def without_this_machine(printed: str) -> str:
 
 
 @pytest.mark.integration
-def test_the_plan_in_the_readme_is_what_the_command_prints(tmp_path):
-    arguments, said = readme_plan()
+def test_the_documented_plan_is_what_the_command_prints(tmp_path):
+    arguments, said = documented_plan()
     done = run_command("diva.plan", *arguments, cache=tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     title, _, printed = done.stdout.partition("\n")
