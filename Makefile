@@ -19,7 +19,7 @@ ARGS ?=
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
 
-setup: $(READY) flite ## virtual environment, pinned packages, frozen weights, flite
+setup: $(READY) flite chromium ## virtual environment, pinned packages, frozen weights, flite, Chromium
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "diva: needs Python 3.11 or 3.12; install one, or name it: make PYTHON=/path/to/python3.11"; exit 2; }
@@ -35,13 +35,20 @@ flite: # the speech synthesiser that speaks the corpus
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq flite >/dev/null; fi; }
 	@command -v flite >/dev/null || { echo "diva: flite is missing; install it: sudo apt-get install flite (Debian, Ubuntu) or brew install flite (macOS)"; exit 2; }
 
-train: setup ## train the mini DiVA: about 15 minutes on two CPU cores; ARGS="key=value ..." for overrides
+.PHONY: chromium
+chromium: $(READY) # the browser of the tests; nothing else needs it, and so its absence stops nothing
+	@$(BIN)/python tests/browser.py >/dev/null || { \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; fi; \
+	$(BIN)/python tests/browser.py >/dev/null; } || \
+	echo "diva: Chromium is missing, and the tests of pages are skipped without it; install it: sudo apt-get install chromium (Debian), or $(BIN)/python -m playwright install chromium"
+
+train: $(READY) flite ## train the mini DiVA: about 15 minutes on two CPU cores; ARGS="key=value ..." for overrides
 	$(BIN)/python -m diva.train $(ARGS)
 
-corpus: setup ## speak the mini corpus (make train does it by itself)
+corpus: $(READY) flite ## speak the mini corpus (make train does it by itself)
 	$(BIN)/python -m diva.data.spoken_mini
 
-curves: setup ## draw the newest run's curves, and put its results into the README
+curves: $(READY) ## draw the newest run's curves, and put its results into the README
 	$(BIN)/python -m diva.curves --into docs/mini --readme README.md
 
 tables: $(READY) ## rebuild experiments/*/table.md and figure.png from the results beside them; needs no network
@@ -57,16 +64,16 @@ bench-gpu: ## training speed and MFU on a CUDA device, random weights; installs 
 	echo "diva: $(GPU_PYTHON) lacks something ($$(echo "$$said" | tail -1)): install it, or make setup"; exit 2; }
 	$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
-bench-generate: setup ## speed of answering, against the published algorithm; ARGS="--model RUN"
+bench-generate: $(READY) ## speed of answering, against the published algorithm; ARGS="--model RUN"
 	$(BIN)/python -m benchmarks.generation $(ARGS)
 
-demo: setup ## talk to the newest run in the browser; ARGS="--model RUN --port 7860"
+demo: $(READY) ## talk to the newest run in the browser; ARGS="--model RUN --port 7860"
 	$(BIN)/python -m diva.demo $(ARGS)
 
-notebook: setup ## run notebooks/listen.ipynb on the newest run; writes runs/listen.html
+notebook: $(READY) ## run notebooks/listen.ipynb on the newest run; writes runs/listen.html
 	$(BIN)/python -m nbconvert --execute --to html --output-dir runs notebooks/listen.ipynb
 
-serve: setup ## the newest run behind an OpenAI-compatible API; ARGS="MODEL --port 8000 ..." for others
+serve: $(READY) ## the newest run behind an OpenAI-compatible API; ARGS="MODEL --port 8000 ..." for others
 	$(BIN)/python -m diva.serve $(ARGS)
 
 test: setup ## run the tests, a file on each core; ARGS="tests/models/test_model.py -k prefix" for some of them
