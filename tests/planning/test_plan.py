@@ -60,7 +60,6 @@ def test_every_experiment_and_every_hardware_can_be_planned(experiment, hardware
     plan = make_plan(compose([f"experiment={experiment}", f"hardware={hardware}", NO_DATA, *GIVEN]))
     assert plan.memory_total > 1e8
     assert plan.memory_total == sum(plan.memory.device.values())
-    assert min(plan.memory.device.values()) >= 0
     assert plan.hours > 0
     assert plan.device_hours == pytest.approx(plan.hours * plan.devices)
 
