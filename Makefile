@@ -87,9 +87,10 @@ $(XLA_READY): setup.cfg pyproject.toml constraints-xla.txt | $(READY)
 test-xla: $(XLA_READY) ## train under torch_xla on its CPU device; sets up .venv-xla (6 GB) first
 	OMP_NUM_THREADS=1 $(XLA_VENV)/bin/python -m pytest -m xla tests/training/distributed/test_xla.py $(ARGS)
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff, import-linter and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: $(READY) ## let ruff mend what it can
@@ -103,4 +104,4 @@ constraints: $(READY) ## pin the newest versions that fit setup.cfg
 		--no-emit-index-url --no-header --no-annotate -q -o constraints-xla.txt
 
 clean: ## remove the environment, the corpus and the caches inside the tree (not runs/)
-	rm -rf $(VENV) $(XLA_VENV) data .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(XLA_VENV) data .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
