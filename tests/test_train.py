@@ -159,12 +159,17 @@ def test_a_run_stopped_in_its_last_validation_gets_its_figures(undisturbed, shar
     shutil.copytree(
         undisturbed, folder, ignore=shutil.ignore_patterns("summary.json", "export", "responses.tsv")
     )
+    last = folder / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    (times,) = [state for state in checkpoint["callbacks"].values() if "seconds" in state]
+    times["seconds"] = 1000.0
+    torch.save(checkpoint, last)
     done = run("diva.train", f"resume={folder}", cache=shared_cache, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     final, ours = (json.loads((f / "summary.json").read_text()) for f in (undisturbed, folder))
     for key in ("val/kl", "val/alignment_accuracy", "responses", "clips_seen", "clips_skipped"):
         assert ours[key] == final[key], key
-    assert ours["seconds"] > final["seconds"] * 0.9, "a resumed run goes on counting"
+    assert ours["seconds"] >= 1000, "a resumed run goes on counting"
     assert load_file(folder / "export" / "model.safetensors").keys()
 
 

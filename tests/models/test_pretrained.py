@@ -331,12 +331,15 @@ def test_folder_without_a_model(tmp_path: Path) -> None:
         resolve(str(tmp_path))
 
 
-def test_offline_fails_at_once(no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_asks_no_hub(no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    start = time.monotonic()
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
-        resolve(NAME)
-    assert time.monotonic() - start < 2
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
+            resolve(NAME)
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 def test_hub_that_never_answers(no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +350,7 @@ def test_hub_that_never_answers(no_network: None, monkeypatch: pytest.MonkeyPatc
         start = time.monotonic()
         with pytest.raises(UserError, match="the hub does not give it"):
             resolve(NAME)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 8, "huggingface_hub's own timeout is 10 s"
 
 
 @pytest.fixture
