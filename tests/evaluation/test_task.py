@@ -173,7 +173,7 @@ def test_every_system_config_names_what_it_can_be_built_from(name):
         assert callable(make(OmegaConf.merge(config.system, {"_partial_": True})))
 
 
-def test_prompts_are_the_authors():
+def test_task_prompts_are_those_of_the_authors():
     def built(*overrides: str) -> Task:
         return make(check_overrides("evaluate", [*overrides, "system.model=x", "name=x"]).task)
 
@@ -246,7 +246,7 @@ def test_a_variant_that_the_task_has_not():
         plain_config(config)
 
 
-def test_short_forms(tmp_path):
+def test_evaluate_short_forms_become_full_overrides(tmp_path):
     assert full_arguments([f"system={tmp_path}", "a=1"]) == [
         "system=diva",
         f"system.model='{tmp_path}'",

@@ -129,7 +129,7 @@ def test_devices_share_the_time_and_not_the_work():
     assert [p.tflops for p in eight.phases] == pytest.approx([p.tflops for p in one.phases])
 
 
-def test_a_v5e_is_no_v4():
+def test_tpu_v5e_and_v4_have_their_own_memory_and_tflops():
     small, large = (
         Run(compose(["experiment=diva_llama32_1b", f"hardware={name}", NO_DATA])).device
         for name in ("tpu_v5e", "tpu_v4_256")
@@ -139,7 +139,7 @@ def test_a_v5e_is_no_v4():
 
 
 @pytest.mark.parametrize("mfu", ["0", "1.5"])
-def test_a_share_is_a_share(mfu):
+def test_plan_refuses_mfu_outside_zero_to_one(mfu):
     with pytest.raises(UserError, match=r"plan\.mfu"):
         make_plan(compose([NO_DATA, "plan.device_tflops=1", f"plan.mfu={mfu}"]))
 
@@ -165,7 +165,7 @@ def test_nothing_is_spoken_for_a_plan(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_assumed_lengths():
+def test_clip_lengths_are_log_normal_without_a_corpus():
     data = compose(["data=common_voice", NO_DATA]).data
     found = clip_lengths(data, 4.0)
     assert float(torch.tensor(found.seconds).median()) == pytest.approx(4.0, rel=0.01)
@@ -178,7 +178,7 @@ def test_assumed_lengths():
 
 
 @pytest.mark.integration
-def test_the_command(tmp_path):
+def test_plan_command_prints_and_writes_json(tmp_path):
     file = tmp_path / "plan.json"
     arguments = ("experiment=diva_llama3_8b", "hardware=gpu_ddp", f"plan.json={file}")
     done = run_command("diva.plan", *arguments, cache=tmp_path, cwd=tmp_path)

@@ -32,7 +32,7 @@ from diva.serving.rows import RowText
 
 
 @pytest.mark.integration
-def test_large_bodies_and_long_audio(slow_server):
+def test_large_bodies_and_long_audio_are_refused(slow_server):
     client = slow_server(ServerLimits(body_bytes=200_000))
     url = str(client.base_url).rstrip("/")
     assert post(url, body()).status_code == 200
@@ -56,7 +56,7 @@ def test_large_bodies_and_long_audio(slow_server):
 
 
 @pytest.mark.integration
-def test_a_full_queue(slow_server, model):
+def test_a_request_beyond_the_queue_gets_429(slow_server, model):
     client = slow_server(ServerLimits(queue=1), rows=1)
     chat, _ = long_question(model, 100)
     call = functools.partial(client.chat.completions.create, model="diva", messages=chat)
@@ -73,7 +73,7 @@ def test_a_full_queue(slow_server, model):
 
 
 @pytest.mark.integration
-def test_time_is_up(slow_server, model):
+def test_a_request_over_the_time_limit_is_ended_and_frees_its_row(slow_server, model):
     client = slow_server(ServerLimits(timeout=1.5))
     chat, text = long_question(model, 200)
     call = functools.partial(client.chat.completions.create, model="diva", messages=chat)

@@ -197,7 +197,7 @@ def test_a_search_and_a_grid_do_not_share_a_folder(monkeypatch, tmp_path):
         sweep_in(tmp_path / "s", "seed=1,2")
 
 
-def test_exit_codes(tmp_path):
+def test_sweep_exit_code_is_2_only_for_the_users_faults(tmp_path):
     def one(name: str, outcome: Outcome) -> SweepRun:
         (tmp_path / name).mkdir()
         write_outcome(tmp_path / name, outcome)

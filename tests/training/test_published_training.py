@@ -288,7 +288,9 @@ def test_savings_that_a_config_cannot_have_are_left_out(bench_command):
     assert not found & absent
 
 
-def test_how_training_grows(spoken, tiny_overrides, tmp_path, monkeypatch):
+def test_growth_benchmark_measures_a_run_and_reports_one_that_fails(
+    spoken, tiny_overrides, tmp_path, monkeypatch
+):
     """One run of its own, measured; and one that fails, with its reason."""
     monkeypatch.setenv("DIVA_CACHE", str(tmp_path / "cache"))
     small = [*tiny_overrides[:2], "model.adapter.projection_init=embeddings"]

@@ -186,7 +186,7 @@ def test_a_missing_split_names_those_that_are_there(tmp_path: Path):
         CommonVoice(folder).manifest("reported")
 
 
-def test_tables_that_are_none(tmp_path: Path):
+def test_tables_with_double_or_unreadable_columns_are_refused(tmp_path: Path):
     folder = locale_folder(tmp_path / "en", [], columns=["path", "sentence", "path"])
     with pytest.raises(UserError, match="more than one column named 'path'"):
         CommonVoice(folder).manifest("train")
