@@ -10,9 +10,6 @@ import torch
 from command_line import run as run_command
 from omegaconf import OmegaConf
 
-import diva.planning.calibration
-import diva.planning.duration
-import diva.planning.run
 import diva.training.distributed.checks
 from benchmarks import plan_check
 from diva.cli import CONFIG_DIR
@@ -31,27 +28,9 @@ def choices(group: str) -> list[str]:
     return sorted(file.stem for file in (Path(CONFIG_DIR) / group).glob("*.yaml"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _counted_once():
-    """The same counts are wanted by many configs."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((diva.planning.run, "count_bytes"), (diva.planning.duration, "count_flops")):
-            count, known = getattr(module, name), {}
-
-            def once(config, parts, batch, work, count=count, known=known):
-                key = config.to_json_string(), parts.llm.to_json_string(), repr((batch, work))
-                if key not in known:
-                    known[key] = count(config, parts, batch, work)
-                return known[key]
-
-            patch.setattr(module, name, once)
-        yield
-
-
 PLANNED = sorted(
     {(experiment, "gpu_ddp") for experiment in choices("experiment")}
     | {("diva_llama3_8b", hardware) for hardware in choices("hardware")}
-    | {("mini", hardware) for hardware in choices("hardware") if hardware != "tpu_v4_256"}
 )
 
 
