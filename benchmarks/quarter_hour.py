@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.measure import RESULTS
 
-TESTS = ("-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "--durations=5", "-p", "no:cacheprovider")
+TESTS = ("-m", "pytest", "-m", "gpu", "tests/gpu", "--durations=5", "-p", "no:cacheprovider")
 PROFILED = "compiled, own length"
 # Name, seconds that it may take, arguments of Python.
 STEPS = {

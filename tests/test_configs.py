@@ -50,7 +50,6 @@ def test_config_builds_what_it_names(choice, tiny_overrides, tiny_release, tmp_p
         optimizer.step()
         schedule.step()
     assert rates[0] < config.optimizer.lr
-    assert config.hardware.accelerator in ("cpu", "gpu", "tpu")
 
 
 def test_the_model_cards_recipe():

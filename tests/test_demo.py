@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 import soundfile
 import torch
+from browser import launched
 from command_line import command, environment, run
-from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 from safetensors.torch import load_file, save_file
 from tiny import noise
 
@@ -144,27 +145,14 @@ def url(runs, folder, shared_cache) -> Iterator[str]:
         process.wait(30)
 
 
-def chromium(playwright: Playwright) -> str:
-    """Playwright's own Chromium, or the system's."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    for path in (playwright.chromium.executable_path, *map(shutil.which, names)):
-        if path and Path(path).is_file():
-            return path
-    pytest.skip("there is no Chromium: python -m playwright install chromium, or apt-get install chromium")
-
-
 @pytest.fixture(scope="module")
 def browser(folder) -> Iterator[Browser]:
-    flags = [
-        "--no-sandbox",  # which Chromium refuses to root
+    with launched(
         "--use-fake-ui-for-media-stream",
         "--use-fake-device-for-media-stream",
         f"--use-file-for-fake-audio-capture={folder / 'microphone.wav'}",
-    ]
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(playwright), args=flags)
+    ) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

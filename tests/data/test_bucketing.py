@@ -1,8 +1,8 @@
-import time
 from itertools import combinations
 
 import numpy as np
 import pytest
+from calls import calls_of_diva
 from torch.utils.data import Dataset
 
 from diva.audio.waveform import padded_samples
@@ -135,19 +135,17 @@ def test_eight_buckets_pad_a_quarter_of_what_random_batches_do():
     assert bucketed.padding_fraction(0) < naive / 4
 
 
-def test_a_million_clips_take_about_a_second():
-    durations = log_normal(1_000_000)
-    start = time.process_time()
-    made = BucketBatchSampler(durations, bucket_edges(durations, 8), 512, seed=0)
-    assert sum(1 for _ in made) == 1954
-    assert time.process_time() - start < 2
+def test_bucket_sampler_does_no_python_work_for_each_clip():
+    durations = log_normal(50_000)
+    batches = []
+
+    def epoch() -> None:
+        batches.extend(BucketBatchSampler(durations, bucket_edges(durations, 8), 512, seed=0))
+
+    assert calls_of_diva(epoch) < 5_000
+    assert len(batches) == 98
 
 
-# -- validation -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [1, 7, 33])
-@pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_validation_has_every_clip_once_shortest_first_on_ranks_of_equal_length(size, world_size):
     durations = log_normal(size)
     edges = bucket_edges(durations, 4)

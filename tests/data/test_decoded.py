@@ -141,7 +141,7 @@ def test_a_process_of_its_own_decodes_in_order(folder: Path, monkeypatch: pytest
         check_same_sound(result.select([start, start + 1, start + 2]), folder)
 
 
-def test_nothing_to_decode(folder: Path):
+def test_decode_once_without_sound_clips_gives_an_empty_manifest(folder: Path):
     empty = manifest_of(folder, list(SECONDS)).select([])
     assert decode_once(empty, 1.0, 0) is empty
     for gigabytes in (1.0, 0.0):

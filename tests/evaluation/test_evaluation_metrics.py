@@ -171,7 +171,7 @@ def test_bleu_cuts_words_as_the_target_language_does(language, text):
     assert sentence_bleu(text, [text], "de").score < 100
 
 
-def test_target_language():
+def test_target_language_counts_answers_in_that_language():
     of = answers(
         ("Das ist ein sehr schöner Tag.", ""), ("This is a very nice day.", ""), (None, ""),
     )  # fmt: skip

@@ -44,7 +44,7 @@ def test_outputs_and_gradients_are_those_of_torch(heads, groups):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_masks_of_both_kinds():
+def test_grouped_attention_takes_boolean_and_additive_masks():
     inputs = tensors(4, 2, 5, 7)
     seen = torch.rand(2, 1, 5, 7) > 0.3
     seen[..., 0] = True

@@ -142,7 +142,7 @@ def test_gradients_reach_the_adapter_and_nothing_else(diva):
     assert not diva.encoder.training
 
 
-def test_where_the_adapter_starts(tiny_whisper, tiny_llm):
+def test_virtual_tokens_start_near_the_mean_token_embedding(tiny_whisper, tiny_llm):
     whisper = WhisperModel.from_pretrained(tiny_whisper)
     llm = AutoModelForCausalLM.from_pretrained(tiny_llm)
     diva = make(tiny_whisper, tiny_llm)

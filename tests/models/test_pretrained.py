@@ -101,7 +101,7 @@ def test_converted_llm_answers(converted: dict[str, Path]) -> None:
     assert tokenizer.decode(answer[-1]) == "<|im_end|>"
 
 
-def test_converted_tokenizer(converted: dict[str, Path]) -> None:
+def test_converted_tokenizer_splits_digits_and_keeps_text(converted: dict[str, Path]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(converted[LLM])
     assert (tokenizer.eos_token, tokenizer.eos_token_id, tokenizer.pad_token_id) == ("<|im_end|>", 2, 2)
     assert len(tokenizer) == 49152
@@ -158,7 +158,7 @@ def conversions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return calls
 
 
-def test_order_of_sources(
+def test_local_folder_comes_before_snapshot_wheel_and_hub(
     tmp_path: Path, no_network: None, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     downloaded = write_model(tmp_path / "downloaded")
@@ -313,7 +313,9 @@ def test_a_cache_that_cannot_be_written(
         ("OPENAI/WHISPER-TINY.EN", WHISPER),
     ],
 )
-def test_misspelt_name(misspelt: str, meant: str, tmp_path: Path, no_network: None) -> None:
+def test_a_misspelt_model_name_gets_the_nearest_right_one(
+    misspelt: str, meant: str, tmp_path: Path, no_network: None
+) -> None:
     write_snapshot(tmp_path / "hub")
     with pytest.raises(UserError, match=f"did you mean '{meant}'") as error:
         resolve(misspelt)
@@ -331,12 +333,15 @@ def test_folder_without_a_model(tmp_path: Path) -> None:
         resolve(str(tmp_path))
 
 
-def test_offline_fails_at_once(no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_asks_no_hub(no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    start = time.monotonic()
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
-        resolve(NAME)
-    assert time.monotonic() - start < 2
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
+            resolve(NAME)
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 def test_hub_that_never_answers(no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +352,7 @@ def test_hub_that_never_answers(no_network: None, monkeypatch: pytest.MonkeyPatc
         start = time.monotonic()
         with pytest.raises(UserError, match="the hub does not give it"):
             resolve(NAME)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 8, "huggingface_hub's own timeout is 10 s"
 
 
 @pytest.fixture
@@ -389,7 +394,7 @@ def test_hub_that_refuses(refusing_hub: None, said: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_command_line(tmp_path: Path, no_network: None) -> None:
+def test_pretrained_command_prints_folders_and_one_line_of_error(tmp_path: Path, no_network: None) -> None:
     folder = write_model(tmp_path / "model")
     command = [sys.executable, "-m", "diva.pretrained", str(folder), "nothing/here/at/all"]
     environment = {**os.environ, "PYTHONPATH": str(Path(diva.__file__).parents[1])}

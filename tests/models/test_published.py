@@ -81,7 +81,7 @@ def test_the_same_embeddings_and_ids_go_in(checkpoint):
 @pytest.mark.parametrize(
     "prompts", [None, ["be brief", "be brief"], ["stop", "name three red fruits please"]]
 )
-def test_the_same_ids_come_out(checkpoint, prompts):
+def test_released_checkpoint_generates_the_ids_of_the_published_code(checkpoint, prompts):
     published, ours = checkpoint
     if prompts is None or prompts[0] == prompts[1]:
         expected = published.generate(CLIPS, prompts, max_new_tokens=8)

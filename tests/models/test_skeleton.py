@@ -22,10 +22,7 @@ def test_shipped_architectures_are_numbers_with_a_source(name):
 
 @pytest.mark.parametrize("name", sorted(WHEELS))
 def test_shipped_architectures_are_those_of_the_real_models(name):
-    try:
-        real = json.loads((resolve(name) / "config.json").read_text())
-    except UserError as error:
-        pytest.skip(str(error))
+    real = json.loads((resolve(name) / "config.json").read_text())
     shipped = json.loads((SHIPPED / f"{name.replace('/', '--')}.json").read_text())
     real |= real.get("rope_parameters", {})
     assert {key: real[key] for key in shipped["config"]} == shipped["config"]

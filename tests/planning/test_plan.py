@@ -10,9 +10,6 @@ import torch
 from command_line import run as run_command
 from omegaconf import OmegaConf
 
-import diva.planning.calibration
-import diva.planning.duration
-import diva.planning.run
 import diva.training.distributed.checks
 from benchmarks import plan_check
 from diva.cli import CONFIG_DIR
@@ -31,27 +28,9 @@ def choices(group: str) -> list[str]:
     return sorted(file.stem for file in (Path(CONFIG_DIR) / group).glob("*.yaml"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _counted_once():
-    """The same counts are wanted by many configs."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((diva.planning.run, "count_bytes"), (diva.planning.duration, "count_flops")):
-            count, known = getattr(module, name), {}
-
-            def once(config, parts, batch, work, count=count, known=known):
-                key = config.to_json_string(), parts.llm.to_json_string(), repr((batch, work))
-                if key not in known:
-                    known[key] = count(config, parts, batch, work)
-                return known[key]
-
-            patch.setattr(module, name, once)
-        yield
-
-
 PLANNED = sorted(
     {(experiment, "gpu_ddp") for experiment in choices("experiment")}
     | {("diva_llama3_8b", hardware) for hardware in choices("hardware")}
-    | {("mini", hardware) for hardware in choices("hardware") if hardware != "tpu_v4_256"}
 )
 
 
@@ -60,7 +39,6 @@ def test_every_experiment_and_every_hardware_can_be_planned(experiment, hardware
     plan = make_plan(compose([f"experiment={experiment}", f"hardware={hardware}", NO_DATA, *GIVEN]))
     assert plan.memory_total > 1e8
     assert plan.memory_total == sum(plan.memory.device.values())
-    assert min(plan.memory.device.values()) >= 0
     assert plan.hours > 0
     assert plan.device_hours == pytest.approx(plan.hours * plan.devices)
 
@@ -130,7 +108,7 @@ def test_devices_share_the_time_and_not_the_work():
     assert [p.tflops for p in eight.phases] == pytest.approx([p.tflops for p in one.phases])
 
 
-def test_a_v5e_is_no_v4():
+def test_tpu_v5e_and_v4_have_their_own_memory_and_tflops():
     small, large = (
         Run(compose(["experiment=diva_llama32_1b", f"hardware={name}", NO_DATA])).device
         for name in ("tpu_v5e", "tpu_v4_256")
@@ -140,7 +118,7 @@ def test_a_v5e_is_no_v4():
 
 
 @pytest.mark.parametrize("mfu", ["0", "1.5"])
-def test_a_share_is_a_share(mfu):
+def test_plan_refuses_mfu_outside_zero_to_one(mfu):
     with pytest.raises(UserError, match=r"plan\.mfu"):
         make_plan(compose([NO_DATA, "plan.device_tflops=1", f"plan.mfu={mfu}"]))
 
@@ -166,7 +144,7 @@ def test_nothing_is_spoken_for_a_plan(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_assumed_lengths():
+def test_clip_lengths_are_log_normal_without_a_corpus():
     data = compose(["data=common_voice", NO_DATA]).data
     found = clip_lengths(data, 4.0)
     assert float(torch.tensor(found.seconds).median()) == pytest.approx(4.0, rel=0.01)
@@ -179,7 +157,7 @@ def test_assumed_lengths():
 
 
 @pytest.mark.integration
-def test_the_command(tmp_path):
+def test_plan_command_prints_and_writes_json(tmp_path):
     file = tmp_path / "plan.json"
     arguments = ("experiment=diva_llama3_8b", "hardware=gpu_ddp", f"plan.json={file}")
     done = run_command("diva.plan", *arguments, cache=tmp_path, cwd=tmp_path)
@@ -198,9 +176,10 @@ def documented_plan() -> tuple[list[str], str]:
     return command.split(), text.partition("<!-- plan -->\n```\n")[2].partition("```\n<!-- /plan -->")[0]
 
 
-def without_this_machine(printed: str) -> str:
-    """Without what the interpreter and its libraries take here, and how wide the terminal is."""
-    return " ".join(re.sub(r"memory of each machine +│ \S+", "", printed).split())
+def words(printed: str) -> list[str]:
+    """Words and numbers of the plan, without what draws its tables, wraps its cells, or differs between machines."""
+    text = re.sub(r"[\u2500-\u257f]", " ", printed)
+    return sorted(re.sub(r"memory of each machine +\S+", "", text).split())
 
 
 @pytest.mark.integration
@@ -210,7 +189,7 @@ def test_the_documented_plan_is_what_the_command_prints(tmp_path):
     assert done.returncode == 0, done.stderr
     title, _, printed = done.stdout.partition("\n")
     assert title == " ".join(arguments)
-    assert without_this_machine(printed) == without_this_machine(said)
+    assert words(printed) == words(said)
 
 
 @pytest.mark.integration

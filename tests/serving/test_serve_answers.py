@@ -149,7 +149,7 @@ def test_a_seed_draws_the_same_in_any_company(base_url, client):
 
 
 @pytest.mark.integration
-def test_what_stands_around_it(base_url, client):
+def test_models_and_unknown_models_are_answered_as_openai_does(base_url, client):
     assert [model.id for model in client.models.list()] == ["diva"]
     assert client.models.retrieve("diva").owned_by == "diva"
     with pytest.raises(openai.NotFoundError):
@@ -181,7 +181,7 @@ def test_what_stands_around_it(base_url, client):
 
 
 @pytest.mark.integration
-def test_what_clients_send_besides_is_tolerated(client):
+def test_unused_openai_parameters_are_accepted(client):
     answer = client.chat.completions.create(
         model="diva",
         messages=[{"role": "developer", "content": "Be brief.", "name": "ops"}, *user("hello")],

@@ -6,7 +6,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from diva.serving.rows import RowText
 
 
 @pytest.mark.integration
-def test_large_bodies_and_long_audio(slow_server):
+def test_large_bodies_and_long_audio_are_refused(slow_server):
     client = slow_server(ServerLimits(body_bytes=200_000))
     url = str(client.base_url).rstrip("/")
     assert post(url, body()).status_code == 200
@@ -57,7 +56,7 @@ def test_large_bodies_and_long_audio(slow_server):
 
 
 @pytest.mark.integration
-def test_a_full_queue(slow_server, model):
+def test_a_request_beyond_the_queue_gets_429(slow_server, model):
     client = slow_server(ServerLimits(queue=1), rows=1)
     chat, _ = long_question(model, 100)
     call = functools.partial(client.chat.completions.create, model="diva", messages=chat)
@@ -74,7 +73,7 @@ def test_a_full_queue(slow_server, model):
 
 
 @pytest.mark.integration
-def test_time_is_up(slow_server, model):
+def test_a_request_over_the_time_limit_is_ended_and_frees_its_row(slow_server, model):
     client = slow_server(ServerLimits(timeout=1.5))
     chat, text = long_question(model, 200)
     call = functools.partial(client.chat.completions.create, model="diva", messages=chat)
@@ -107,17 +106,13 @@ def test_a_client_that_goes_frees_its_row_and_stalls_nobody(slow_server, model):
         begun = [stack.enter_context(contextlib.closing(stream)) for stream in pair(call, (500, 50))]
         next(begun[0])
         begun[0].close()
-        start = time.monotonic()
         pieces = [chunk.choices[0].delta.content or "" for chunk in begun[1]]
     assert "".join(pieces) == text
-    assert time.monotonic() - start < 4
     assert metrics(client)["diva_batch_rows_count"] == 1  # they shared one
     # 500 tokens take 10 s: the batch ended with its last reader.
     with pytest.raises(openai.APITimeoutError):
         call(max_tokens=500, stream=False, timeout=0.5)
-    start = time.monotonic()
     list(call(max_tokens=2))
-    assert time.monotonic() - start < 2
     wait_until(lambda: metrics(client)["diva_active_requests"] == 0, 5)
     assert metrics(client)['diva_requests_total{status="499"}'] == 1
 

@@ -28,7 +28,9 @@ from diva.sweeps.local import LocalRuns, RunProcess, end_with_sweep
         ("pass", "ended with exit code 0 and no summary.json", False),
     ],
 )
-def test_how_a_run_failed(monkeypatch, tmp_path, script, reason, users_fault):
+def test_a_failed_run_records_its_reason_and_whose_fault_it_is(
+    monkeypatch, tmp_path, script, reason, users_fault
+):
     stand_in(monkeypatch, script)
     one = SweepRun(tmp_path / "0", ("seed=1",))
     LocalRuns(1, "cpu", 1)(one, [])

@@ -133,7 +133,7 @@ def test_a_wrong_column_names_the_nearest_right_one(tmp_path: Path):
         assert message in str(refusal.value)
 
 
-def test_what_is_no_dataset(tmp_path: Path):
+def test_a_folder_that_is_no_dataset_is_refused_in_one_line(tmp_path: Path):
     (tmp_path / "state.json").write_text("{")
     (tmp_path / "empty").mkdir()
     for path in (tmp_path, tmp_path / "empty", tmp_path / "gone"):
@@ -142,7 +142,7 @@ def test_what_is_no_dataset(tmp_path: Path):
         assert "\n" not in str(refusal.value)
 
 
-def test_decoded_columns(tmp_path: Path):
+def test_columns_of_samples_become_clips_or_faults(tmp_path: Path):
     wave = (0.5 * np.sin(np.arange(8_000) * 0.1)).astype(np.float32)
     samples = {
         "mono": (wave.tolist(), 16_000),

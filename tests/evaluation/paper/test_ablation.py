@@ -148,7 +148,7 @@ def test_training_figures_stand_beside_the_answers(tmp_path):
     assert "Training figures: not at hand." in text(tmp_path)
 
 
-def test_the_order_holds_or_does_not(tmp_path):
+def test_ablation_says_whether_the_papers_order_holds(tmp_path):
     said = text(replication(tmp_path / "a", {"both": 0.9, "one": 0.5, "mlp": 0.1}))
     assert "At this size the paper's order holds." in said
     assert "(heysquad/pedants): both 0.900 > one 0.500 > mlp 0.100." in said

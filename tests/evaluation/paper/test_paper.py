@@ -132,7 +132,7 @@ def test_two_figures_of_one_thing_are_refused(tmp_path):
 COLUMNS = Part("p", [Column("T", "t", "contains_answer"), Column("U", "u", "contains_answer")])
 
 
-def test_ours_stands_beside_theirs(tmp_path, authors):
+def test_table_has_our_rows_beside_the_authors(tmp_path, authors):
     write_result(tmp_path / "a", [True, True, False, None], task="t", system="mini")
     write_result(tmp_path / "b", [True] * 3 + [False] * 2, task="u", system="mini")
     ours = our_rows(Result.read(folder) for folder in (tmp_path / "a", tmp_path / "b"))
@@ -162,7 +162,7 @@ def test_clips_that_nobody_was_asked_about_are_said(tmp_path):
     assert mean.left_out == 4
 
 
-def test_another_n_is_said():
+def test_a_cell_with_another_n_names_it():
     rows = [*constant_rows({}), *[_row(str(n), n) for n in (100, 100, 7)]]
     lines = table(Part("p", [Column("T", "t", "m")]), rows)
     assert lines[2:6] == [

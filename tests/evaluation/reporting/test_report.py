@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import launched
 from fakes import VOICES, write_result
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-from test_demo import chromium
+from playwright.sync_api import Browser, Page, expect
 from tiny import noise
 
 from diva.cli import check_overrides
@@ -55,10 +55,8 @@ def damaged() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(playwright), args=["--no-sandbox"])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -62,6 +62,7 @@ def test_qwen2_audio_is_asked_as_its_processor_has_it(qwen2_audio):
     assert Teacher(system).answer(SAMPLES, TOLD, 8) != system.answer(SAMPLES, TOLD, 8)
 
 
+@pytest.mark.voxtral
 @needs_mistral_common
 def test_voxtral_is_asked_as_its_processor_has_it(voxtral, tmp_path):
     """The clip from a file, as the makers' example gives it; what it is told is the first paragraph of the turn."""

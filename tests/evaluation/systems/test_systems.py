@@ -154,7 +154,7 @@ def test_labels_that_begin_alike_are_an_error(diva):
         ("Nothing", None), ("Maybe", None), ("", None),
     ],
 )  # fmt: skip
-def test_which_label(said, label):
+def test_which_label_takes_the_one_that_is_said(said, label):
     assert which_label(said, ["Yes", "No"]) == label
 
 
@@ -208,7 +208,7 @@ def server():
     http.shutdown()
 
 
-def test_any_openai_endpoint(server):
+def test_openai_endpoint_sends_the_clip_and_returns_the_answer(server):
     url, asked = server
     system = OpenAIEndpoint("m", url, "DIVA_TEST_NO_SUCH_KEY", 10.0)
     told = Instruction("Be brief.", "Is it a joke?")

@@ -75,7 +75,7 @@ def test_most_clips_stay_when_the_number_of_sentences_changes():
     assert len(fewer & more) > 0.8 * len(fewer)
 
 
-def test_layout_of_a_release(corpus):
+def test_spoken_corpus_has_the_layout_of_a_release(corpus):
     folder = corpus.release / "en"
     assert " ".join(COLUMNS) == f"{OFFICIAL_COLUMNS} answer template"
     assert {path.name for path in folder.iterdir()} == {
