@@ -28,6 +28,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diva.errors import UserError
+from diva.targets import current, with_current
 
 # In a clone `configs/` stands beside the package; an installed wheel carries it inside.
 _CANDIDATES = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
@@ -57,10 +58,15 @@ def fail(error: UserError | str) -> None:
     sys.exit(2)
 
 
-def make(config: Any) -> Any:
-    """Hydra's instantiate, which would hide a UserError of what it builds inside an error of its own."""
+def make(config: Any, **options: Any) -> Any:
+    """Hydra's instantiate for today's and for earlier names of targets.
+
+    `options` are Hydra's own (`_convert_` and the like). A UserError of what is built is raised as it is, which Hydra
+    would hide inside an error of its own.
+    """
+    plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     try:
-        return instantiate(config)
+        return instantiate(with_current(plain), **options)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from error
@@ -155,7 +161,7 @@ def check_keys(node: Any, path: str, known: dict[str, set[str]]) -> None:
     if not isinstance(node, dict):
         return
     if "_target_" in node:
-        _check_names(node.keys() - _RESERVED, _parameters(node["_target_"], path), path)
+        _check_names(node.keys() - _RESERVED, _parameters(current(str(node["_target_"])), path), path)
     elif path in known and path not in _FREE:
         _check_names(node.keys(), known[path], path)
     for key, child in node.items():
