@@ -8,7 +8,7 @@ from pydoc import locate
 import pytest
 from omegaconf import OmegaConf
 
-from diva.cli import check_overrides, make
+from diva.config import check_overrides, make
 from diva.data.corpora.jsonl import JsonlCorpus
 from diva.errors import UserError
 from diva.targets import MOVED, current, with_current

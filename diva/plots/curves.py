@@ -1,12 +1,5 @@
-"""Draw a run's curves: `python -m diva.curves [RUN_DIR] [--into FOLDER]` (the newest run unless named).
+"""A run's curves as a picture, and its results as a block of a README."""
 
-Writes curves.png into the run's folder. --into also copies there what a README rests on (curves.png,
-summary.json, responses.tsv), and --readme writes the results of summary.json between that file's marks.
-"""
-
-import argparse
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +11,15 @@ import pyarrow as pa
 import pyarrow.csv
 
 from diva import markdown
-from diva.cli import exit_codes
 from diva.errors import UserError
 
-_BEGIN, _END = "<!-- results -->", "<!-- /results -->"
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
 _LOSSES = {"train/align": "alignment, per token", "train/distill": "distillation, per clip"}
 _FIGURES = {
     "alignment_accuracy": "alignment accuracy",
     "first_token_agreement": "first-token agreement with the text teacher",
     "kl": "KL to the text teacher, nats",
 }
-
-
-@exit_codes
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="diva.curves", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "run", type=Path, nargs="?", help="a run directory; the newest below runs/ unless given"
-    )
-    parser.add_argument("--into", type=Path, help="also copy picture, summary and responses here")
-    parser.add_argument(
-        "--readme", type=Path, help=f"write the results between {_BEGIN} and {_END} of this file"
-    )
-    arguments = parser.parse_args()
-    run = arguments.run or newest_run(Path("runs"))
-    picture = draw(run)
-    print(picture)
-    if (arguments.into or arguments.readme) and not (run / "summary.json").is_file():
-        raise UserError(
-            f"{run} has not ended: it has no summary.json, from which --into and --readme take the figures"
-        )
-    if arguments.into:
-        arguments.into.mkdir(parents=True, exist_ok=True)
-        for file in (picture, run / "summary.json", run / "responses.tsv"):
-            shutil.copy(file, arguments.into)
-    if arguments.readme:
-        summary = json.loads((run / "summary.json").read_text())
-        write_between_marks(arguments.readme, results(summary))
 
 
 def newest_run(folder: Path) -> Path:
@@ -132,8 +97,8 @@ def results(summary: dict[str, Any]) -> str:
 
 def write_between_marks(file: Path, text: str) -> None:
     """Replace what stands between the two marks. Raises UserError where the file lacks them."""
-    before, begin, rest = file.read_text().partition(_BEGIN)
-    _, end, after = rest.partition(_END)
+    before, begin, rest = file.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
     if not begin or not end:
-        raise UserError(f"{file} has no '{_BEGIN}' followed by '{_END}' to write the results between")
-    file.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
+        raise UserError(f"{file} has no '{BEGIN}' followed by '{END}' to write the results between")
+    file.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")

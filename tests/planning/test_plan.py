@@ -15,7 +15,7 @@ import diva.planning.duration
 import diva.planning.run
 import diva.training.distributed.checks
 from benchmarks import plan_check
-from diva.cli import CONFIG_DIR
+from diva.config import CONFIG_DIR
 from diva.data.corpora.common_voice import CommonVoice
 from diva.errors import UserError
 from diva.plan import compose, make_plan

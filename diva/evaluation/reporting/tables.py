@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from diva import markdown
-from diva.cli import exit_codes, make
+from diva.command import exit_codes
+from diva.config import make
 from diva.errors import UserError
 from diva.evaluation.intervals import Difference, paired_difference
 from diva.evaluation.metrics import Measure, Metric
