@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diva.errors import UserError
 from diva.hydra_private import IntervalSweep, Override, command_line, composing, parse
+from diva.numbers import check_numbers
 from diva.targets import current, import_parameters, read_parameters, with_current
 
 # In a clone `configs/` stands beside the package; an installed wheel carries it inside.
@@ -65,6 +66,7 @@ def check_overrides(config_name: str, overrides: list[str], config_dir: str | No
         _check_names([key], known[""], "")
         to_import += check_keys(value, str(key), known)
     _check_missing(plain)
+    check_numbers(config)
     for target in to_import:
         _check_names(target.keys, import_parameters(target.name, target.path), target.path)
     return config
