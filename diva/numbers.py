@@ -90,6 +90,7 @@ NUMBERS = {
     "data.max_seconds": POSITIVE_OR_NULL,
     "data.corpus.max_seconds": POSITIVE_OR_NULL,
     "model.adapter.num_query_tokens": COUNT,
+    "model.adapter.stack": COUNT,
     "model.adapter.tokens_per_second": POSITIVE_OR_NULL,
     "objective.distill_weight": SIZE,
     "objective.align_weight": SIZE,

@@ -17,7 +17,7 @@ GROUPS["evaluate"] = ("task", "system")
 TEXTS = {
     "resume", "plan.json", "model.llm.system_prompt", "logger.tensorboard.name", "data.locale", "data.subset",
     "data.corpus.locale", "data.corpus.name", "predictions", "report", "whisper", "system.dtype", "system.llm",
-    "system.model", "system.whisper", "task.corpus", "task.split", "task.group", "task.separator",
+    "system.model", "system.encoder", "system.whisper", "task.corpus", "task.split", "task.group", "task.separator",
     "task.system_prompt", "task.question", "task.labels", "task.variant", "task.reference", "task.corpus.list_field",
 }  # fmt: skip
 
