@@ -1,7 +1,7 @@
 """transformers' Auto classes know DiVA after `import diva`, which itself imports neither torch nor transformers.
 
 Stand-ins are registered when transformers imports its Auto classes, at once if it has. They are names only. The first
-use of one imports diva's classes and registers these in its place.
+use of one imports diva's classes, registers these, and is passed on to the class of its name.
 """
 
 import functools
