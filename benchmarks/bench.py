@@ -18,7 +18,7 @@ from benchmarks.measure import RESULTS, Parts
 from benchmarks.published_training import PublishedTraining
 from benchmarks.step import OurTraining, Variant, training_step
 from diva.audio.waveform import SAMPLE_RATE, TAIL_SECONDS, decode
-from diva.cli import check_overrides, make
+from diva.config import check_overrides, make
 from diva.data.batch import SpeechBatch
 from diva.data.datamodule import SpeechDataModule
 from diva.data.decoded import build_once
@@ -27,7 +27,7 @@ from diva.models.configuration import DivaConfig, EncoderConfig
 from diva.models.encoder import Context
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.pretrained import cache_dir
-from diva.train import make_data
+from diva.run import make_data
 from diva.training.frozen import FrozenParts, Precompute, TeacherTable
 
 # Raise it when the same counts would give other clips.

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.published import Published
-from diva.cli import exit_codes, quieten
+from diva.command import exit_codes, quieten
 from diva.data.corpora.common_voice import CommonVoice
 from diva.errors import UserError
 from diva.models.load import load_model

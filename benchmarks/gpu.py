@@ -31,7 +31,8 @@ from benchmarks.measure import RESULTS, Parts, markdown, peak_bytes, reset_peak,
 from benchmarks.published_training import PublishedTraining
 from benchmarks.step import OurTraining, Variant, training_step
 from diva.audio.waveform import SAMPLE_RATE, padded_samples
-from diva.cli import check_overrides, exit_codes, make, quieten
+from diva.command import exit_codes, quieten
+from diva.config import check_overrides, make
 from diva.data.batch import SpeechBatch
 from diva.errors import UserError
 from diva.models.configuration import DivaConfig

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from benchmarks.gpu import SECONDS, speech, wait
 from benchmarks.measure import RESULTS, markdown, write_results
-from diva.cli import check_overrides, exit_codes, make, quieten
+from diva.command import exit_codes, quieten
+from diva.config import check_overrides, make
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.skeleton import architecture
 from diva.planning.counting import Work, prepare

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.bench import joined_clips
 from benchmarks.measure import RESULTS, markdown, seconds_a_clip, summary, write_results
-from diva.cli import exit_codes
+from diva.command import exit_codes
 from diva.errors import UserError
 from diva.models.pretrained import cache_dir
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.measure import RESULTS, markdown, seconds_a_clip, write_results
-from diva.cli import exit_codes, quieten
+from diva.command import exit_codes, quieten
 from diva.errors import UserError
 from diva.plan import Plan, compose, make_plan
 

@@ -15,7 +15,8 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.measure import RESULTS, markdown, write_results
-from diva.cli import check_overrides, exit_codes
+from diva.command import exit_codes
+from diva.config import check_overrides
 from diva.errors import UserError
 from diva.markdown import spread
 from diva.sweeps.folder import SweepRun, place_runs

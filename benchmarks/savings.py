@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks.bench import Bench, parse_arguments
 from benchmarks.measure import Parts, in_turn, markdown, summary, write_results
-from diva.cli import exit_codes, quieten
+from diva.command import exit_codes, quieten
 
 Changes = dict[str, Any]  # of what a run does by default
 # With the saving, and without it. Where the teacher's or the encoder's own work is changed, their

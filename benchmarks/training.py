@@ -20,7 +20,8 @@ from rich.console import Console
 from benchmarks.bench import Bench, parse_arguments
 from benchmarks.measure import Parts, in_turn, markdown, summary, write_results
 from diva.audio.waveform import SAMPLE_RATE, WHISPER_SECONDS
-from diva.cli import exit_codes, make, quieten
+from diva.command import exit_codes, quieten
+from diva.config import make
 from diva.plan import compose
 from diva.planning.lengths import clip_lengths
 

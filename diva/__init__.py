@@ -1,20 +1,27 @@
-"""Distilled Voice Assistants: a frozen text LLM learns to hear. Importing it registers the Auto classes."""
+"""Distilled Voice Assistants: a frozen text LLM learns to hear.
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMultimodalLM,
-    AutoProcessor,
-)
+After `import diva` transformers' Auto classes load DiVA's exports. Both packages are imported on first use only.
+"""
 
-from diva.models.configuration import DivaConfig
-from diva.models.modeling import DivaForConditionalGeneration
-from diva.models.processing import DivaProcessor
+from typing import TYPE_CHECKING, Any
 
-AutoConfig.register(DivaConfig.model_type, DivaConfig)
-for _auto in (AutoModel, AutoModelForCausalLM, AutoModelForMultimodalLM):
-    _auto.register(DivaConfig, DivaForConditionalGeneration)
-AutoProcessor.register(DivaConfig, DivaProcessor)
+from diva.models import registration
+
+if TYPE_CHECKING:
+    from diva.models.configuration import DivaConfig
+    from diva.models.modeling import DivaForConditionalGeneration
+    from diva.models.processing import DivaProcessor
 
 __all__ = ["DivaConfig", "DivaForConditionalGeneration", "DivaProcessor"]
+
+registration.register_on_first_use()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in registration.CLASSES:
+        raise AttributeError(f"module 'diva' has no attribute {name!r}")
+    return registration.load(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,15 +9,19 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.progress import track
 
-from diva.audio.waveform import SAMPLE_RATE, to_waveform
-from diva.cli import exit_codes, quieten
+from diva.command import add_parts, count, exit_codes, quieten
 from diva.errors import AudioFault
-from diva.models.load import add_parts, load_model
-from diva.models.modeling import DivaForConditionalGeneration
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from diva.models.modeling import DivaForConditionalGeneration
+
+_SAMPLE_RATE = 16_000
 
 
 @dataclass
@@ -25,18 +29,20 @@ class Question:
     """A clip of the command line, and what became of it."""
 
     clip: str
-    waveform: np.ndarray | None = None  # [S]
+    waveform: "np.ndarray | None" = None  # [S]
     answer: str | None = None
     error: str | None = None
 
     @property
     def seconds(self) -> float:
-        return 0.0 if self.waveform is None else len(self.waveform) / SAMPLE_RATE
+        return 0.0 if self.waveform is None else len(self.waveform) / _SAMPLE_RATE
 
 
 @exit_codes
 def main() -> None:
     arguments = parse_arguments()
+    from diva.models.load import load_model  # after --help: it imports torch
+
     quieten()
     model = load_model(arguments.model, arguments.dtype, arguments.llm, arguments.encoder)
     questions = [listen(model, clip) for clip in arguments.clips]
@@ -50,7 +56,9 @@ def main() -> None:
         sys.exit(2)
 
 
-def listen(model: DivaForConditionalGeneration, clip: str) -> Question:
+def listen(model: "DivaForConditionalGeneration", clip: str) -> Question:
+    from diva.audio.waveform import to_waveform
+
     try:
         return Question(clip, to_waveform(clip, max_seconds=model.processor.max_audio_seconds))
     except AudioFault as fault:
@@ -68,7 +76,7 @@ def chat(question: Question, arguments: argparse.Namespace) -> list[dict]:
 
 
 def answer(
-    model: DivaForConditionalGeneration,
+    model: "DivaForConditionalGeneration",
     questions: Sequence[Question],
     arguments: argparse.Namespace,
     limits: dict,
@@ -95,7 +103,7 @@ def by_length(questions: Sequence[Question], batch_size: int) -> Iterator[list[Q
 
 
 def stream(
-    model: DivaForConditionalGeneration, question: Question, arguments: argparse.Namespace, limits: dict
+    model: "DivaForConditionalGeneration", question: Question, arguments: argparse.Namespace, limits: dict
 ) -> None:
     """Print one answer as it comes: its words, or with --json a line for each piece and one for the whole."""
     if question.error is None:
@@ -125,8 +133,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--system", help="a system message, in place of the one of the training")
     parser.add_argument("--stream", action="store_true", help="print each answer while it is made")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=16, help="clips answered together")
+    parser.add_argument("--max-new-tokens", type=count, default=128)
+    parser.add_argument("--batch-size", type=count, default=16, help="clips answered together")
     parser.add_argument("--dtype", help="precision of the frozen parts; float32 on a CPU unless given")
     add_parts(parser)
     return parser.parse_args()

@@ -10,29 +10,31 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from diva.cli import check_overrides, exit_codes, quieten
+from diva.command import exit_codes, quieten
+from diva.config import check_overrides
 from diva.errors import UserError
-from diva.planning.duration import Phase, Timing
-from diva.planning.memory import Memory, largest_micro_batch, largest_val_batch, memory_of
-from diva.planning.run import Run
-from diva.training.distributed.checks import check_settings
+from diva.hydra_private import command_line
+
+if TYPE_CHECKING:
+    from diva.planning.duration import Phase
+    from diva.planning.memory import Memory
 
 
 @exit_codes
 def main() -> None:
     """Console entry point."""
-    parsed = get_args_parser().parse_args()
+    parsed = command_line()
     if parsed.help:
         print((__doc__ or "").strip())
         return
-    quieten()
     config = compose(parsed.overrides, parsed.config_dir)
+    quieten()
     plan = make_plan(config)
     show(plan, " ".join(parsed.overrides) or "diva.train")
     if config.plan.json:
@@ -64,11 +66,11 @@ class Plan:
     micro_batch: int
     largest_micro_batch: int | None
     largest_val_batch: int | None
-    memory: Memory
+    memory: "Memory"
     memory_total: int
     host_total: int
     flops_per_clip: dict[str, float]  # by stage, as if all were computed in each step
-    phases: list[Phase]
+    phases: "list[Phase]"
     hours: float
     device_hours: float
     rests_on: list[str]
@@ -76,6 +78,12 @@ class Plan:
 
 def make_plan(config: DictConfig) -> Plan:
     """Count, time and add up. Raises UserError for what the user can mend."""
+    # Here, so that --help and a misspelt key need not wait for torch.
+    from diva.planning.duration import Timing
+    from diva.planning.memory import largest_micro_batch, largest_val_batch, memory_of
+    from diva.planning.run import Run
+    from diva.training.distributed.checks import check_settings
+
     check_settings(config)
     run = Run(config)
     memory = memory_of(run)

@@ -2,7 +2,7 @@
 
 import sys
 
-from diva.cli import exit_codes
+from diva.command import exit_codes
 from diva.models.pretrained import main
 
 if __name__ == "__main__":

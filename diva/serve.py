@@ -13,21 +13,27 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 
-from diva.cli import exit_codes, quieten
+from diva.command import add_parts, count, exit_codes, positive, quieten
 from diva.errors import UserError
-from diva.models.load import add_parts, load_model
-from diva.plots.curves import newest_run
-from diva.serving.app import ServerLimits, Service, create_app
-from diva.serving.batching import BatchLimits
-from diva.serving.listening import RequestLimits
+
+if TYPE_CHECKING:
+    from diva.serving.app import Service
 
 
 @exit_codes
 def main() -> None:
     arguments = parse_arguments()
+    # After --help: they import torch.
+    from diva.models.load import load_model
+    from diva.plots.curves import newest_run
+    from diva.serving.app import ServerLimits, Service
+    from diva.serving.batching import BatchLimits
+    from diva.serving.listening import RequestLimits
+
     quieten()
     model_path = arguments.model or str(newest_run(Path("runs")))
     # Before the model is loaded, which takes a while: the port may be taken.
@@ -57,8 +63,10 @@ def main() -> None:
     serve(service, listener, arguments.timeout, f"diva: {model_path} as {arguments.name!r} at {url}/v1")
 
 
-def serve(service: Service, listener: socket.socket, timeout: float, ready: str) -> None:
+def serve(service: "Service", listener: socket.socket, timeout: float, ready: str) -> None:
     """Run until SIGTERM or SIGINT, then end what is running; new connections are refused meanwhile."""
+    from diva.serving.app import create_app
+
     config = uvicorn.Config(
         create_app(service),
         log_level="warning",
@@ -110,20 +118,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
 
 
 def parse_arguments() -> argparse.Namespace:

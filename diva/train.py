@@ -1,40 +1,26 @@
-"""Train a DiVA: `python -m diva.train [experiment=NAME] [group=CHOICE ...] [key=value ...]`."""
+"""Train a DiVA: `python -m diva.train [experiment=NAME] [group=CHOICE ...] [key=value ...]`.
 
-import inspect
+The command line is checked before anything slow is imported (torch, Lightning, transformers): a misspelt key is said in
+two seconds.
+"""
+
+import os
 import signal
 import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import hydra
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from lightning import Trainer, seed_everything
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
-from transformers import PreTrainedTokenizerBase
 
-from diva.audio.waveform import WHISPER_SECONDS
-from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail, make, quieten
-from diva.data.datamodule import SpeechDataModule
+from diva.command import exit_codes, fail
+from diva.config import CONFIG_DIR, check_command_line
 from diva.errors import UserError
-from diva.models.build import build, load_tokenizer
-from diva.models.configuration import AdapterConfig, DivaConfig
-from diva.models.modeling import DivaForConditionalGeneration
-from diva.planning.memory import check_memory
-from diva.sweeps.folder import TRIAL, Pruned
+from diva.hydra_private import command_line
+from diva.sweeps.folder import Pruned
 from diva.sweeps.local import end_with_sweep
-from diva.sweeps.sweep import sweep
-from diva.training.callbacks import LastCheckpoint, RunProgress, Throughput
-from diva.training.checkpoints import StreamedCheckpointIO, check_resumable
-from diva.training.distributed.activation_checkpointing import checkpoint_activations
-from diva.training.distributed.checks import check_hardware, check_shared_folder, refusals
-from diva.training.distributed.fsdp import SampleResponsesTogether, gather_adapter
-from diva.training.metrics_file import MetricsFile
-from diva.training.model_card import write_card
-from diva.training.module import DivaTraining
-from diva.training.run_folder import RunRecord
+from diva.targets import with_current_key
 
 CONFIG_NAME = "train"
 
@@ -43,8 +29,11 @@ CONFIG_NAME = "train"
 def main() -> None:
     """Console entry point: check the command line, then let Hydra run it; -m is a sweep."""
     end_with_sweep()
-    given = get_args_parser().parse_args()
+    sys.argv[1:] = map(with_current_key, sys.argv[1:])
+    given = command_line()
     if given.multirun and not (given.cfg or given.info or given.help or given.hydra_help):
+        from diva.sweeps.sweep import sweep
+
         sys.exit(sweep(given.overrides, CONFIG_NAME, given.config_dir))
     sys.argv[1:] = resume_arguments(sys.argv[1:])
     check_shared_folder(sys.argv[1:])
@@ -54,6 +43,10 @@ def main() -> None:
 
 @hydra.main(config_path=CONFIG_DIR, config_name=CONFIG_NAME, version_base="1.3")
 def run_hydra(config: DictConfig) -> float | None:
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+    from diva.run import train
+
     try:
         return train(config, Path(HydraConfig.get().runtime.output_dir))
     except UserError as error:
@@ -63,6 +56,16 @@ def run_hydra(config: DictConfig) -> float | None:
     except SIGTERMException:
         sys.exit(128 + signal.SIGTERM)  # preempted: the checkpoint is written, resume=RUN_DIR goes on
     return None
+
+
+def check_shared_folder(arguments: list[str], environ: Mapping[str, str] = os.environ) -> None:
+    """Raise UserError where processes that were started together would name a folder each, by their own clock."""
+    key = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in environ else "SLURM_STEP_NUM_TASKS"
+    processes = int(environ.get(key, 1))
+    if processes > 1 and not any(a.startswith(("hydra.run.dir=", "resume=")) for a in arguments):
+        raise UserError(
+            f"{processes} processes were started together and need one folder: name it, hydra.run.dir=runs/NAME"
+        )
 
 
 def resume_arguments(arguments: list[str]) -> list[str]:
@@ -76,136 +79,13 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     run = Path(folder)
     if not (run / "overrides.yaml").is_file():
         raise UserError(f"resume={folder} is not a run: it has no overrides.yaml")
+    from diva.training.checkpoints import check_resumable
+
     check_resumable(run / "checkpoints" / "last.ckpt")
     given_anew = {argument.partition("=")[0].lstrip("+~") for argument in arguments}
-    stored = (str(override) for override in OmegaConf.load(run / "overrides.yaml"))
+    stored = (with_current_key(str(override)) for override in OmegaConf.load(run / "overrides.yaml"))
     kept = [override for override in stored if override.partition("=")[0].lstrip("+~") not in given_anew]
     return [*kept, *arguments, into]
-
-
-def train(config: DictConfig, folder: Path) -> float | None:
-    """Run one experiment in `folder`; returns val/kl, the figure that sweeps minimise."""
-    started = time.time()
-    quieten()
-    seed_everything(config.seed, workers=True, verbose=False)
-    check_hardware(config)
-    record = RunRecord(folder, config, started)
-    throughput = Throughput()
-    responses = SampleResponsesTogether(folder, config.sample_responses)
-    callbacks = [
-        record,
-        throughput,
-        responses,
-        RunProgress(),
-        LastCheckpoint(folder / "checkpoints", config.checkpoint_every, config.val_every),
-    ]
-    if (folder / TRIAL).is_file():
-        from diva.sweeps.optuna_study import pruning  # Optuna, which no other run has to load
-
-        callbacks += pruning(folder)
-    trainer = make_trainer(config, folder, callbacks)
-    model_config: DivaConfig = make(config.model)
-    tokenizer = load_tokenizer(model_config.llm.name)
-    data = make_data(config.data, tokenizer, model_config.adapter, folder)
-    data.setup("fit")
-    record.data_is_there()
-    record.say(data.describe())
-    check_memory(config, data.train, data.val.values())
-    model = build(model_config, tokenizer)
-    record.say_parameters(model)
-    if config.objective.distill_weight > 0 and config.objective.distill_from_step >= config.max_steps:
-        record.say(
-            f"this run only aligns: objective.distill_from_step={config.objective.distill_from_step} is not below"
-            f" max_steps={config.max_steps}"
-        )
-    if config.hardware.activation_checkpointing:
-        checkpoint_activations(model)
-    module = make_module(config, model)
-    checkpoint = folder / "checkpoints" / "last.ckpt" if config.resume else None
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    validated = any(not name.startswith("train/") for name in trainer.callback_metrics)
-    if config.max_steps % config.val_every or not validated:
-        # The final figures are those of the final weights; a run stopped within its last validation has none yet.
-        trainer.validate(module, datamodule=data, verbose=False)
-    gather_adapter(model)
-    if not trainer.is_global_zero:
-        return None
-    final = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("train/")}
-    model.save_pretrained(folder / "export")
-    summary = record.write_summary(final, throughput, data, model, responses.rows)
-    write_card(folder / "export", config, dict(HydraConfig.get().runtime.choices), summary)
-    return final.get("val/kl")
-
-
-def make_data(
-    config: DictConfig, tokenizer: PreTrainedTokenizerBase, adapter: AdapterConfig, folder: Path
-) -> SpeechDataModule:
-    """The data module, for transcripts that an adapter has virtual tokens for.
-
-    Keys it does not take (data.root and the like) are there for the corpus to refer to.
-    """
-    if (config.get("max_seconds") or 0) > WHISPER_SECONDS:
-        raise UserError(
-            f"data.max_seconds={config.max_seconds:g}: Whisper hears {WHISPER_SECONDS:g} s at a time, so training"
-            " leaves out longer clips; cut them first"
-        )
-    taken = inspect.signature(SpeechDataModule).parameters.keys() - {"corpus"}
-    values = {
-        key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key in taken
-    }
-    return SpeechDataModule(
-        corpus=make(config.corpus),
-        tokenizer=tokenizer,
-        max_tokens=adapter.num_virtual_tokens,
-        tokens_per_second=adapter.tokens_per_second,
-        skipped_tsv=folder / "skipped.tsv",
-        **values,
-    )
-
-
-def make_module(config: DictConfig, model: DivaForConditionalGeneration) -> DivaTraining:
-    """The LightningModule around `model`, with the objective, optimizer and schedule of the config."""
-    return DivaTraining(
-        model,
-        make(config.objective),
-        make(config.optimizer.algorithm),
-        make(config.optimizer.schedule),
-        config.optimizer.gradient_clip,
-        config.hardware.micro_batch_size,
-        make(config.precompute),
-    )
-
-
-def make_trainer(config: DictConfig, folder: Path, callbacks: list) -> Trainer:
-    """Lightning's Trainer from the hardware config; validation is counted in optimizer steps, not epochs."""
-    hardware = config.hardware
-    loggers: list[Logger] = [MetricsFile(folder / "metrics.csv")]
-    loggers += [make(logger) for logger in (config.logger or {}).values()]
-    with refusals():
-        return Trainer(
-            accelerator=hardware.accelerator,
-            devices=hardware.devices,
-            num_nodes=hardware.num_nodes,
-            strategy=make(hardware.strategy)
-            if isinstance(hardware.strategy, DictConfig)
-            else hardware.strategy,
-            precision=hardware.precision,
-            max_steps=config.max_steps,
-            max_epochs=-1,
-            val_check_interval=config.val_every,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            log_every_n_steps=config.log_every,
-            logger=loggers,
-            callbacks=callbacks,
-            plugins=None if hardware.accelerator == "tpu" else StreamedCheckpointIO(),  # XLA brings its own
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            deterministic="warn",
-            default_root_dir=folder,
-        )
 
 
 if __name__ == "__main__":

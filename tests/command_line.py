@@ -16,7 +16,15 @@ from unittest.mock import patch
 # torch, Lightning and transformers take longer to import than most commands to run: a process that has imported
 # them, and done nothing else, forks into each command. What `Popen(command(...))` starts is imported anew.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["diva.train", "diva.evaluate", "diva.generate", "diva.demo", "diva.plan"])
+_PROCESSES.set_forkserver_preload(
+    [
+        "diva.run",
+        "diva.evaluation.evaluate",
+        "diva.models.load",
+        "diva.serving.demo",
+        "diva.planning.duration",
+    ]
+)
 
 
 def environment(cache: Path) -> dict[str, str]:

@@ -8,10 +8,10 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
-from diva.cli import CONFIG_DIR, check_overrides
+from diva.config import CONFIG_DIR, check_overrides
 from diva.errors import UserError
 from diva.models.build import build, load_tokenizer
-from diva.train import make_data, make_module
+from diva.run import make_data, make_module
 
 GROUPS = ("data", "model", "objective", "optimizer", "hardware", "logger", "experiment")
 CHOICES = [

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from tiny import noise
 
 from diva.audio.waveform import to_waveform
-from diva.demo import GREEDY, Demo, Turn, messages, models, shown
 from diva.errors import UserError
 from diva.generate import Question, chat
 from diva.models.load import load_model
+from diva.serving.demo import GREEDY, Demo, Turn, messages, models, shown
 
 SECONDS = 120  # for a page on a machine that has other work
 

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from diva.cli import exit_codes
+from diva.command import exit_codes
 from diva.errors import UserError
 from diva.evaluation.reporting.tables import Result
 from diva.evaluation.results import RESULTS, scored, write_results

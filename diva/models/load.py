@@ -1,19 +1,9 @@
 """A trained model as the command lines use it: on the best device there is, in a precision that suits it."""
 
-from argparse import ArgumentParser
-
 import torch
 
 from diva.errors import UserError
 from diva.models.modeling import DivaForConditionalGeneration
-
-
-def add_parts(parser: ArgumentParser) -> None:
-    """The options of a command line that say of what a model was made."""
-    parser.add_argument(
-        "--llm", help="the LLM it was trained with, where its files do not say or it lies elsewhere"
-    )
-    parser.add_argument("--encoder", help="the same of the Whisper it was trained with")
 
 
 def load_model(

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from omegaconf import OmegaConf
 
-from diva.cli import make
+from diva.config import make
 from diva.errors import UserError
 from diva.planning.calibration import ROUND_LAYERS, matmul_tflops, stage_seconds
 from diva.planning.counting import Batch, Figures, Work, count_flops, of_layers

@@ -82,7 +82,7 @@ def lengths_of(manifest: Manifest) -> ClipLengths:
 
 def _at_hand(data: Any) -> Corpus | None:
     """The corpus of a data config if reading it neither makes nor downloads it."""
-    from diva.cli import make
+    from diva.config import make
 
     if data.root is None or not Path(str(data.root)).expanduser().exists():
         return None

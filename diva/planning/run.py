@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from transformers import AutoModel
 
 from diva.audio.waveform import SAMPLE_RATE, padded_samples
-from diva.cli import make
+from diva.config import make
 from diva.data.decoded import BYTES_PER_SECOND
 from diva.errors import UserError
 from diva.models.configuration import DivaConfig

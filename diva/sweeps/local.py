@@ -15,8 +15,6 @@ import time
 from pathlib import Path
 from queue import SimpleQueue
 
-import torch
-
 from diva.errors import UserError
 from diva.sweeps.folder import Outcome, SweepRun, write_outcome
 
@@ -182,6 +180,8 @@ def _shares(n_jobs: int, accelerator: str, devices: int) -> list[dict[str, str]]
     threads = {"OMP_NUM_THREADS": str(each_process)} if shared else {}
     if accelerator != "gpu" or n_jobs == 1:
         return [threads] * n_jobs
+    import torch  # here: every run imports this module before its command line is checked
+
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
     each = len(gpus) // n_jobs

@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 
 import optuna
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from lightning import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import (
@@ -22,8 +21,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from diva.cli import make
+from diva.config import make
 from diva.errors import UserError
+from diva.hydra_private import IntervalSweep, Override, RangeSweep
 from diva.sweeps.folder import JOURNAL, TRIAL, Outcome, Pruned, SweepRun, write_outcome
 
 FIGURE = "val/kl"  # minimised, and what pruning goes by

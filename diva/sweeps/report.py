@@ -6,7 +6,7 @@ Prints what came out, and writes sweep.md and sweep.png into FOLDER (DIR unless 
 import argparse
 from pathlib import Path
 
-from diva.cli import exit_codes
+from diva.command import exit_codes
 from diva.errors import UserError
 from diva.sweeps.folder import find_runs
 from diva.sweeps.picture import draw

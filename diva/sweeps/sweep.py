@@ -16,17 +16,15 @@ from types import FrameType
 from typing import Protocol
 
 from filelock import FileLock, Timeout
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 from rich.console import Console
 
-from diva.cli import CONFIG_DIR, check_overrides, make
+from diva import hydra_private
+from diva.config import CONFIG_DIR, check_overrides, make
 from diva.errors import UserError
+from diva.hydra_private import Override, composing
 from diva.sweeps.folder import JOURNAL, SweepRun, find_runs, place_runs
 from diva.sweeps.table import gather, print_tables
 
@@ -115,8 +113,7 @@ def combinations(overrides: list[Override]) -> list[tuple[str, ...]]:
     for override in overrides:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise UserError(f"{override.input_line}: an interval is something to search, with sweep=optuna")
-    (grid,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    return [tuple(run) for run in grid]
+    return hydra_private.combinations(overrides)
 
 
 def _check_kind(folder: Path, study: Study | None) -> None:
@@ -139,7 +136,7 @@ def _concerns_sweep(override: Override) -> bool:
 
 
 def _parse(arguments: list[str]) -> list[Override]:
-    overrides = OverridesParser.create().parse_overrides(arguments)
+    overrides = hydra_private.parse(arguments)
     for override in overrides:
         key = override.get_key_element().lstrip("+~")
         for refused, instead in _REFUSED.items():
@@ -153,9 +150,7 @@ def _sweep_folder(
 ) -> tuple[Path, dict[str, str]]:
     """hydra.sweep.dir and hydra.sweeper.params of the command line `arguments`."""
     plain = [str(o.input_line) for o in _parse(arguments) if not o.is_sweep_override()]
-    extra = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
+    with composing(CONFIG_DIR, config_dir) as extra:
         config: DictConfig = compose(config_name, overrides=plain + extra, return_hydra_config=True)
     HydraConfig.instance().set_config(config)  # the folder's name may refer to hydra's own values
     folder = Path(config.hydra.sweep.dir)

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from diva import markdown
-from diva.cli import make
+from diva.config import make
 from diva.models.configuration import AdapterConfig
 
 # Terms under which its authors published each part, as far as this codebase knows the part.

@@ -8,7 +8,7 @@ import pytest
 from stand_ins import stand_in
 
 from benchmarks import quality
-from diva.cli import check_overrides
+from diva.config import check_overrides
 from diva.sweeps.folder import find_runs
 
 # The figures of a run follow from its seed, which is the last of its overrides.

@@ -12,12 +12,12 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from diva.audio.waveform import SAMPLE_RATE
-from diva.cli import check_overrides
+from diva.config import check_overrides
 from diva.data.datamodule import SpeechDataModule, token_limits
 from diva.data.manifest import Manifest, Skip
 from diva.errors import AudioFault, UserError
 from diva.models.build import build, load_tokenizer
-from diva.train import make_data, make_module
+from diva.run import make_data, make_module
 
 CLIPS = 30  # 8 batches of 4 an epoch
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from diva.cli import check_overrides, make
-from diva.evaluate import evaluate
+from diva.config import check_overrides, make
+from diva.evaluation.evaluate import evaluate
 from diva.evaluation.results import scored, write_results
 from diva.evaluation.runner import SAMPLES, write_answers
 from diva.evaluation.samples import Answer

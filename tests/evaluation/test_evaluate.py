@@ -10,9 +10,9 @@ import soundfile
 from fakes import in_process
 from tiny import noise
 
-from diva.cli import check_overrides, make
+from diva.config import check_overrides, make
 from diva.errors import UserError
-from diva.evaluate import evaluate
+from diva.evaluation.evaluate import evaluate
 from diva.evaluation.reporting.tables import tables
 from diva.evaluation.results import read_results
 from diva.evaluation.runner import SAMPLES, read_answers

@@ -10,10 +10,11 @@ import soundfile
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 from omegaconf import OmegaConf
 
-from diva.cli import CONFIG_DIR, check_overrides, make
+from diva.config import CONFIG_DIR, check_overrides, make
 from diva.data.manifest import Manifest
 from diva.errors import UserError
-from diva.evaluate import full_arguments, plain_config
+from diva.evaluate import full_arguments
+from diva.evaluation.evaluate import plain_config
 from diva.evaluation.metrics import ContainsAnswer
 from diva.evaluation.sources import HubBenchmark
 from diva.evaluation.task import Task, data_hash

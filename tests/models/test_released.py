@@ -17,8 +17,7 @@ from tiny import make_tokenizer, make_whisper, noise
 from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, WhisperModel
 
 from diva import DivaForConditionalGeneration
-from diva.cli import check_overrides, make
-from diva.demo import Demo
+from diva.config import check_overrides, make
 from diva.errors import UserError
 from diva.evaluation.samples import Instruction, Sample
 from diva.evaluation.systems.local import Diva
@@ -27,6 +26,7 @@ from diva.models.build import build, load_tokenizer
 from diva.models.configuration import DivaConfig
 from diva.models.load import load_model
 from diva.models.pretrained import ADAPTER_WEIGHTS, adapter_files, resolve
+from diva.serving.demo import Demo
 
 DIVA = "WillHeld/DiVA-llama-3-v0-8b"
 WHISPER, LLAMA = "openai/whisper-large-v3", "meta-llama/Meta-Llama-3-8B-Instruct"

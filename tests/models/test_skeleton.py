@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from diva.cli import make
+from diva.config import make
 from diva.errors import UserError
 from diva.models.build import load_tokenizer
 from diva.models.pretrained import WHEELS, resolve

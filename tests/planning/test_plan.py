@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 import diva.training.distributed.checks
 from benchmarks import plan_check
-from diva.cli import CONFIG_DIR
+from diva.config import CONFIG_DIR
 from diva.data.corpora.common_voice import CommonVoice
 from diva.errors import UserError
 from diva.plan import compose, make_plan

@@ -1,10 +1,10 @@
 """A search as a sweep: its space, and how it is continued."""
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+from diva import hydra_private
 from diva.errors import UserError
 from diva.sweeps.folder import Outcome, write_outcome
 from diva.sweeps.optuna_study import Study, distribution
@@ -17,7 +17,7 @@ def study(trials: int) -> Study:
 
 
 def parse(*texts: str) -> list:
-    return OverridesParser.create().parse_overrides(list(texts))
+    return hydra_private.parse(texts)
 
 
 def test_a_study_continued_retakes_what_was_under_way_and_replaces_what_failed(tmp_path):

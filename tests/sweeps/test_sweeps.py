@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from optuna.pruners import BasePruner
 from stand_ins import FINISHES, FORK, SLEEPS, stand_in, wait_until
 
-from diva.cli import CONFIG_DIR, check_overrides, make
+from diva.config import CONFIG_DIR, check_overrides, make
 from diva.errors import UserError
 from diva.sweeps import slurm as sweep_slurm
 from diva.sweeps.folder import Outcome, SweepRun, find_runs, place_runs, write_outcome

@@ -5,7 +5,7 @@ import tracemalloc
 import torch
 
 from diva.plan import compose
-from diva.train import make_trainer
+from diva.run import make_trainer
 
 
 def test_a_checkpoint_is_written_without_a_copy_in_memory(tiny_overrides, tmp_path):

@@ -12,12 +12,12 @@ from hydra.utils import instantiate
 from lightning import Trainer
 
 from diva.audio.waveform import pad_clips
-from diva.cli import check_overrides
+from diva.config import check_overrides
 from diva.errors import UserError
 from diva.models.build import build, load_tokenizer
 from diva.models.configuration import AdapterConfig
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.train import make_data, make_module
+from diva.run import make_data, make_module
 from diva.training.frozen import Precompute
 
 EXACT = [

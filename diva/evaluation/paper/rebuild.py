@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from diva.cli import exit_codes
+from diva.command import exit_codes
 from diva.errors import UserError
 from diva.evaluation.paper.ablation import Ablation, Outcome
 from diva.evaluation.paper.comparison import Authors, Column, Part, constant_rows, our_rows, panels, table

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-
 from diva import markdown
-from diva.cli import exit_codes
+from diva.command import exit_codes
+from diva.config import make
 from diva.errors import UserError
 from diva.evaluation.intervals import Difference, paired_difference
 from diva.evaluation.metrics import Measure, Metric
@@ -43,7 +42,7 @@ class Result:
 
     @property
     def metrics(self) -> list[Metric]:
-        return instantiate(self.values["config"]["task"]["metrics"], _convert_="all")
+        return make(self.values["config"]["task"]["metrics"], _convert_="all")
 
     def figure(self, metric: str) -> Mapping[str, Any] | None:
         """Its figure of a metric; None where it has none."""

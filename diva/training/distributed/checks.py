@@ -1,7 +1,6 @@
 """Whether a run can be carried out on the hardware that its config names, said before anything is loaded."""
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
@@ -41,16 +40,6 @@ def check_settings(config: DictConfig) -> None:
         )
     if config.optimizer.algorithm.get("fused"):
         raise UserError("XLA has no fused optimizers: set optimizer.algorithm.fused=false")
-
-
-def check_shared_folder(arguments: list[str], environ: Mapping[str, str] = os.environ) -> None:
-    """Raise UserError where processes that were started together would name a folder each, by their own clock."""
-    key = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in environ else "SLURM_STEP_NUM_TASKS"
-    processes = int(environ.get(key, 1))
-    if processes > 1 and not any(a.startswith(("hydra.run.dir=", "resume=")) for a in arguments):
-        raise UserError(
-            f"{processes} processes were started together and need one folder: name it, hydra.run.dir=runs/NAME"
-        )
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from fakes import VOICES, write_result
 from playwright.sync_api import Browser, Page, expect
 from tiny import noise
 
-from diva.cli import check_overrides
+from diva.config import check_overrides
 from diva.errors import AudioFault, UserError
-from diva.evaluate import evaluate
+from diva.evaluation.evaluate import evaluate
 from diva.evaluation.metrics import F1, Accuracy, ContainsAnswer, CorpusBleu, Pedants, SentenceBleu, TokenF1
 from diva.evaluation.reporting.html import SAMPLES_SHOWN, mp3, page
 from diva.evaluation.reporting.tables import Result

@@ -15,14 +15,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 import diva.training.distributed.checks
-from diva.cli import CONFIG_DIR, check_overrides
+from diva.config import CONFIG_DIR, check_overrides
 from diva.errors import UserError
 from diva.models.build import build, load_tokenizer
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.train import make_trainer
+from diva.run import make_trainer
+from diva.train import check_shared_folder
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
-from diva.training.distributed.checks import check_hardware, check_shared_folder
+from diva.training.distributed.checks import check_hardware
 from diva.training.distributed.fsdp import gather_adapter, shard_model
 from diva.training.losses import align_distances, distill_distances
 

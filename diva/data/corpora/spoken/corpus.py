@@ -26,7 +26,7 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from diva.cli import exit_codes
+from diva.command import exit_codes
 from diva.data.corpora.common_voice import CommonVoice
 from diva.data.corpora.spoken.sentences import Sentence, sentences
 from diva.data.manifest import Manifest

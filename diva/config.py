@@ -1,33 +1,20 @@
-"""What every command line of diva shares: Hydra composition with readable errors, and exit codes.
-
-Exit codes: 0 done, 2 the user's input is wrong (one line says what and how to mend it), 1 our fault.
-"""
+"""Configs: composed by Hydra, every key of them checked before anything is loaded, and made into what they name."""
 
 import difflib
-import functools
-import inspect
-import logging
-import os
 import re
-import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from pydoc import locate
-from typing import Any
+from typing import Any, NamedTuple
 
-import transformers
-from hydra import compose, initialize_config_dir
-from hydra._internal.utils import get_args_parser
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra import compose
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diva.errors import UserError
+from diva.hydra_private import IntervalSweep, Override, command_line, composing, parse
+from diva.numbers import check_numbers
+from diva.targets import current, import_parameters, read_parameters, with_current, with_current_key
 
 # In a clone `configs/` stands beside the package; an installed wheel carries it inside.
 _CANDIDATES = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
@@ -38,29 +25,15 @@ _DIFFERENCES_ONLY = {"experiment", "hydra"}  # groups whose files only change wh
 _FREE = {"data.val_splits", "logger", "sweep.runner.parameters"}
 
 
-def exit_codes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn a UserError into one line on stderr and exit code 2."""
+def make(config: Any, **options: Any) -> Any:
+    """Hydra's instantiate for today's and for earlier names of targets.
 
-    @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(*args, **kwargs)
-        except UserError as error:
-            fail(error)
-
-    return wrapped
-
-
-def fail(error: UserError | str) -> None:
-    """Say what is wrong in one line and leave with exit code 2."""
-    print(f"diva: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
-
-
-def make(config: Any) -> Any:
-    """Hydra's instantiate, which would hide a UserError of what it builds inside an error of its own."""
+    `options` are Hydra's own (`_convert_` and the like). A UserError of what is built is raised as it is, which Hydra
+    would hide inside an error of its own.
+    """
+    plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     try:
-        return instantiate(config)
+        return instantiate(with_current(plain), **options)
     except InstantiationException as error:
         if isinstance(error.__cause__, UserError):
             raise error.__cause__ from error
@@ -69,7 +42,7 @@ def make(config: Any) -> Any:
 
 def check_command_line(config_name: str) -> None:
     """Compose what `sys.argv` asks for before Hydra runs, and raise UserError for anything misspelt in it."""
-    parsed = get_args_parser().parse_args()
+    parsed = command_line()
     if parsed.help or parsed.hydra_help or parsed.shell_completion or parsed.info:
         return
     check_overrides(config_name, parsed.overrides, parsed.config_dir)
@@ -77,29 +50,29 @@ def check_command_line(config_name: str) -> None:
 
 def check_overrides(config_name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
     """Compose `config_name` with `overrides` (the first choice of each sweep) and check every key of the result."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(CONFIG_DIR, version_base="1.3"):
-        extra = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    with composing(CONFIG_DIR, config_dir) as extra:
         try:
-            first = [_first_choice(override) for override in _parse(overrides)]
+            first = [
+                _first_choice(override)
+                for override in parse([with_current_key(given) for given in overrides])
+            ]
             config = compose(config_name, overrides=first + extra)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
             raise UserError(_explain(error, config_name)) from error
     known = _declared_keys(config_name, config_dir)
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
+    to_import: list[_Target] = []
     for key, value in plain.items():
         _check_names([key], known[""], "")
-        check_keys(value, str(key), known)
+        to_import += check_keys(value, str(key), known)
     _check_missing(plain)
+    check_numbers(config)
+    for target in to_import:
+        _check_names(target.keys, import_parameters(target.name, target.path), target.path)
     return config
-
-
-def _parse(overrides: list[str]) -> list[Override]:
-    try:
-        return OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise UserError(f"cannot read the override: {str(error).splitlines()[0]}") from error
 
 
 def _first_choice(override: Override) -> str:
@@ -147,33 +120,33 @@ def _declare(node: dict[str, Any], path: str, known: dict[str, set[str]]) -> Non
             _declare(child, f"{path}.{key}" if path else str(key), known)
 
 
-def check_keys(node: Any, path: str, known: dict[str, set[str]]) -> None:
-    """Keys of a node with a `_target_` must be its parameters, those of others must be declared; recursive."""
+class _Target(NamedTuple):
+    """A node whose `_target_` has to be imported to know which keys it takes."""
+
+    name: str
+    keys: set[str]
+    path: str
+
+
+def check_keys(node: Any, path: str, known: dict[str, set[str]]) -> list[_Target]:
+    """Keys of a node with a `_target_` must be its parameters, those of others must be declared; recursive.
+
+    Returns what is left to check: imports take seconds, and a misspelt key elsewhere should not wait for them.
+    """
     if isinstance(node, list):
-        for index, child in enumerate(node):
-            check_keys(child, f"{path}[{index}]", known)
+        return [t for i, child in enumerate(node) for t in check_keys(child, f"{path}[{i}]", known)]
     if not isinstance(node, dict):
-        return
+        return []
+    to_import = []
     if "_target_" in node:
-        _check_names(node.keys() - _RESERVED, _parameters(node["_target_"], path), path)
+        target = _Target(current(str(node["_target_"])), node.keys() - _RESERVED, path)
+        parameters = read_parameters(target.name)
+        if parameters is None:
+            to_import.append(target)
+        _check_names(target.keys, parameters, path)
     elif path in known and path not in _FREE:
         _check_names(node.keys(), known[path], path)
-    for key, child in node.items():
-        check_keys(child, f"{path}.{key}", known)
-
-
-def _parameters(target: str, path: str) -> set[str] | None:
-    """Names that a target takes, or None where it takes any."""
-    try:
-        found = locate(target)
-    except Exception as error:
-        raise UserError(f"{path}._target_={target} cannot be imported: {error}") from error
-    if not callable(found):
-        raise UserError(f"{path}._target_={target} cannot be found: no such module or no such name in it")
-    parameters = inspect.signature(found).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return {parameter.name for parameter in parameters}
+    return to_import + [t for key, child in node.items() for t in check_keys(child, f"{path}.{key}", known)]
 
 
 def _check_names(names: Any, known: set[str] | None, path: str) -> None:
@@ -225,12 +198,3 @@ def _siblings(config_name: str, parent: str) -> set[str]:
         return {str(key) for key in config}
     top = parent.split(".")[0]
     return {str(key) for key in config} if top not in config else {top}
-
-
-def quieten() -> None:
-    """Libraries' notes that say nothing to the user of a command."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", module=r"(lightning|torch|transformers)\b")
-    transformers.utils.logging.disable_progress_bar()
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,159 @@
+"""A task put to a system and to those beside it, from the config to the folders of results."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from diva.command import quieten
+from diva.config import make
+from diva.data.manifest import Skip, count_by_reason
+from diva.errors import UserError
+from diva.evaluation.predictions import by_themselves, check_scores, match, read_predictions
+from diva.evaluation.reporting.html import write_report
+from diva.evaluation.reporting.tables import Result, table
+from diva.evaluation.results import digest, scored, write_results
+from diva.evaluation.runner import SAMPLES, Runner, write_answers
+from diva.evaluation.samples import Answer, Sample
+from diva.evaluation.systems.local import BESIDE, System, beside
+from diva.evaluation.task import Task, data_hash
+from diva.training.run_folder import environment
+
+_ROLES = {"teacher": "ceiling", "cascade": "cascade"}
+
+
+def evaluate(config: DictConfig, choice: str) -> list[Path]:
+    """Put the task to the system and to those beside it; returns the folders of their results.
+
+    `choice` is the system's config. Raises UserError for what the user can mend.
+    """
+    quieten()
+    plain = plain_config(config)
+    task: Task = make(config.task)
+    if config.references not in ("task", "file"):
+        raise UserError(f"references={config.references} is unknown; it is task or file")
+    if config.report not in (None, "html"):
+        raise UserError(f"report={config.report} is unknown; it is html or null")
+    score = choice == "predictions"
+    folders = [_score_file(config, plain, task)] if score else _ask(config, plain, task, choice)
+    results = [Result.read(folder) for folder in folders]
+    print(table(results))
+    say = Console(stderr=True, highlight=False, soft_wrap=True).print
+    for folder in folders:
+        say(f"results: {folder}")
+    if config.report == "html":
+        has_audio = not score or config.references == "task"
+        say(f"report: {write_report(folders[0], results, task, has_audio)}")
+    return folders
+
+
+def plain_config(config: DictConfig) -> dict[str, Any]:
+    """The resolved config. Raises UserError for a variant that the task does not have."""
+    variants = config.task.variants
+    if variants and config.task.variant not in variants:
+        raise UserError(f"task.variant={config.task.variant} is none of {', '.join(variants)}")
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _ask(config: DictConfig, plain: dict[str, Any], task: Task, choice: str) -> list[Path]:
+    others = _others(config, task, choice)
+    manifest = task.open()
+    samples = task.samples(manifest)
+    system: System = make(config.system)
+    # All of them before anyone is asked: what cannot be built must not cost an evaluation first.
+    answering = {choice: system} | {name: beside(system, name, config.whisper) for name in others}
+    folders = []
+    for name, of in answering.items():
+        called = config.name if name == choice else f"{name} of {config.name}"
+        folder = _folder(config, task, name, [of.identity, data_hash(samples), _asked(plain["task"])])
+        labels = None if task.labels is None else list(task.labels)
+        runner = Runner(of, task.instruction, task.max_new_tokens, labels, folder, config.batch_size, called)
+        answers = runner.run(manifest, samples, config.retry_failed)
+        reader = getattr(of, "reader", None)
+        origin = {
+            "role": _ROLES.get(name, "system"),
+            "system": called,
+            "identity": of.identity,
+            # Whose ceiling and cascade belong together: those with the same LLM under the same prompt.
+            "reader": None if reader is None else reader.identity,
+            "seconds": round(sum(answer.seconds or 0.0 for answer in answers), 1),
+        }
+        _write(folder, plain, task, answers, data_hash(samples), manifest.skipped, origin)
+        folders.append(folder)
+    return folders
+
+
+def _others(config: DictConfig, task: Task, choice: str) -> list[str]:
+    """Who answers beside the system. Raises UserError for a name that is unknown."""
+    unknown = [name for name in config.beside if name not in BESIDE]
+    if unknown:
+        raise UserError(f"beside={', '.join(unknown)} is unknown; there are {' and '.join(BESIDE)}")
+    others = [name for name in config.beside if name != choice]
+    if not task.transcript and "teacher" in others:
+        Console(stderr=True).print(f"no ceiling: the data of {task.full_name} have no transcripts")
+        others.remove("teacher")
+    return others
+
+
+def _score_file(config: DictConfig, plain: dict[str, Any], task: Task) -> Path:
+    if config.predictions is None:
+        raise UserError("system=predictions scores a file: predictions=FILE")
+    file = Path(config.predictions)
+    lines = read_predictions(file)
+    skipped: list[Skip] = []
+    if config.references == "task":
+        manifest = task.open()
+        samples = task.samples(manifest)
+        answers, skipped = match(lines, samples, file), manifest.skipped
+        check_scores(answers, task.metrics, file)
+        asked = data_hash(samples)
+    else:
+        answers = by_themselves(lines, task.labels, file, judged=task.reference is not None)
+        asked = data_hash([Sample(a.id, row, a.references, None) for row, a in enumerate(answers)])
+    called = file.stem if config.name == "predictions" else config.name
+    folder = _folder(config, task, called, [asked, _asked(plain["task"]), file.read_text(encoding="utf-8")])
+    write_answers(folder / SAMPLES, answers)
+    origin = {"role": "system", "system": called, "identity": {"predictions": str(file)}}
+    _write(folder, plain, task, answers, asked, skipped, origin | {"references": config.references})
+    return folder
+
+
+def _folder(config: DictConfig, task: Task, name: str, identity: Any) -> Path:
+    """The folder of one system on one task: the same command finds it again, another system has another."""
+    return Path(config.folder) / task.full_name / f"{name}-{digest(identity)[:8]}"
+
+
+def _asked(task: dict[str, Any]) -> str:
+    """A digest of what is asked and how it is scored; the data have their own, wherever they lie."""
+    return digest({key: value for key, value in task.items() if key not in ("corpus", "max_samples")})
+
+
+def _write(
+    folder: Path,
+    plain: dict[str, Any],
+    task: Task,
+    answers: Sequence[Answer],
+    asked: str,
+    skipped: Sequence[Skip],
+    origin: dict[str, Any],
+) -> None:
+    """results.json: the headline first, then all figures, then what they rest on."""
+    write_results(
+        folder,
+        {
+            "task": task.full_name,
+            "version": task.version,
+            **scored(answers, task.metrics),
+            # Clips that the corpus itself had to leave out, and so nobody was asked about.
+            "skipped": count_by_reason(skipped),
+            **origin,
+            "task_hash": _asked(plain["task"]),
+            "data_hash": asked,
+            "config": plain,
+            **environment(),
+        },
+    )

@@ -1,0 +1,161 @@
+"""Which values the numbers and switches of all configs may have: one table, checked before anything is loaded."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diva.errors import UserError
+
+
+@dataclass(frozen=True)
+class Number:
+    """A type (int, float, bool) and a range; `null`, `other` texts or a list of `length` such numbers besides."""
+
+    kind: type
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False  # `low` itself is not allowed
+    open_high: bool = False
+    null: bool = False
+    other: str = ""  # regular expression of further values, as text
+    length: int = 0  # of the list; 0: a single number
+
+    def allows(self, value: Any) -> bool:
+        if value is None:
+            return self.null
+        if self.length:
+            return isinstance(value, list) and len(value) == self.length and all(map(self._in_range, value))
+        if self.other and re.fullmatch(self.other, str(value)):
+            return True
+        return self._in_range(value)
+
+    def _in_range(self, value: Any) -> bool:
+        if self.kind is bool or isinstance(value, bool):
+            return self.kind is bool and isinstance(value, bool)
+        if not isinstance(value, int if self.kind is int else int | float):
+            return False
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return math.isfinite(value) and above and below
+
+    def __str__(self) -> str:
+        what = {int: "a whole number", float: "a number", bool: "true or false"}[self.kind]
+        limits = []
+        if self.low > -math.inf:
+            limits.append(f"{'above' if self.open_low else 'at least'} {self.low:.10g}")
+        if self.high < math.inf:
+            limits.append(f"{'below' if self.open_high else 'at most'} {self.high:.10g}")
+        text = " ".join([what, *([" and ".join(limits)] if limits else [])])
+        if self.length:
+            text = f"a list of {self.length}, each {text}"
+        return text + (" or null" if self.null else "")
+
+
+SWITCH = Number(bool)
+COUNT = Number(int, 1)
+COUNT_OR_ALL = Number(int, 1, null=True)
+COUNT_OR_NONE = Number(int, 0)
+SIZE = Number(float, 0)
+POSITIVE = Number(float, 0, open_low=True)
+POSITIVE_OR_NULL = Number(float, 0, open_low=True, null=True)
+SHARE = Number(float, 0, 1)
+SEED = Number(int, 0, 2**32 - 1)
+# All devices, their number, or which ones: as Lightning takes them.
+DEVICES = Number(int, 1, other=r"-1|auto|\d+(,\d+)*,?|\[\d+(, \d+)*\]")
+BETAS = Number(float, 0, 1, open_high=True, length=2)
+
+NUMBERS = {
+    # train
+    "seed": SEED,
+    "max_steps": COUNT,
+    "val_every": COUNT,
+    "checkpoint_every": COUNT,
+    "log_every": COUNT,
+    "sample_responses": COUNT_OR_NONE,
+    "data.batch_size": COUNT,
+    "data.val_batch_size": COUNT,
+    "data.query_tokens": COUNT,
+    "data.num_buckets": COUNT,
+    "data.seed": SEED,
+    "data.max_train_clips": COUNT_OR_ALL,
+    "data.max_val_clips": COUNT_OR_ALL,
+    "data.max_skipped_fraction": SHARE,
+    "data.decoded_cache_gb": SIZE,
+    "data.num_workers": COUNT_OR_NONE,
+    "data.max_seconds": POSITIVE_OR_NULL,
+    "data.corpus.max_seconds": POSITIVE_OR_NULL,
+    "model.adapter.num_query_tokens": COUNT,
+    "model.adapter.stack": COUNT,
+    "model.adapter.tokens_per_second": POSITIVE_OR_NULL,
+    "objective.distill_weight": SIZE,
+    "objective.align_weight": SIZE,
+    "objective.distill_from_step": COUNT_OR_NONE,
+    "optimizer.lr": SIZE,
+    "optimizer.warmup_steps": COUNT_OR_NONE,
+    "optimizer.weight_decay": SIZE,
+    "optimizer.betas": BETAS,
+    "optimizer.gradient_clip": SIZE,
+    "optimizer.algorithm.lr": SIZE,
+    "optimizer.algorithm.weight_decay": SIZE,
+    "optimizer.algorithm.betas": BETAS,
+    "optimizer.algorithm.fused": Number(bool, null=True),
+    "optimizer.schedule.num_warmup_steps": COUNT_OR_NONE,
+    "optimizer.schedule.num_training_steps": COUNT,
+    "precompute.teacher_states": SWITCH,
+    "precompute.encoder_frames_gb": SIZE,
+    "hardware.devices": DEVICES,
+    "hardware.num_nodes": COUNT,
+    "hardware.micro_batch_size": COUNT,
+    "hardware.activation_checkpointing": SWITCH,
+    "hardware.strategy.devices": DEVICES,
+    "logger.wandb.offline": SWITCH,
+    "plan.device_memory_gb": POSITIVE_OR_NULL,
+    "plan.device_tflops": POSITIVE_OR_NULL,
+    "plan.mfu": Number(float, 0, 1, open_low=True, null=True),
+    "plan.median_seconds": POSITIVE_OR_NULL,
+    # sweeps
+    "sweep.runner.n_jobs": COUNT,
+    "sweep.runner.devices": DEVICES,
+    "sweep.runner.max_timeouts": COUNT_OR_NONE,
+    "sweep.runner.poll_seconds": POSITIVE,
+    "sweep.runner.parameters.timeout_min": COUNT,
+    "sweep.runner.parameters.cpus_per_task": COUNT,
+    "sweep.runner.parameters.mem_gb": POSITIVE_OR_NULL,
+    "sweep.runner.parameters.slurm_signal_delay_s": COUNT_OR_NONE,
+    "sweep.study.trials": COUNT,
+    "sweep.study.sampler.n_startup_trials": COUNT_OR_NONE,
+    "sweep.study.sampler.constant_liar": SWITCH,
+    "sweep.study.sampler.seed": SEED,
+    "sweep.study.pruner.n_startup_trials": COUNT_OR_NONE,
+    "sweep.study.pruner.n_warmup_steps": COUNT_OR_NONE,
+    # evaluate
+    "batch_size": COUNT,
+    "retry_failed": SWITCH,
+    "task.version": COUNT,
+    "task.transcript": SWITCH,
+    "task.max_new_tokens": COUNT,
+    "task.max_samples": COUNT_OR_ALL,
+    "system.timeout_seconds": POSITIVE,
+    "system.trust_remote_code": SWITCH,
+}
+
+
+def check_numbers(config: DictConfig) -> None:
+    """Raise UserError for the first value of a config that its line of the table does not allow."""
+    for key, number in NUMBERS.items():
+        try:
+            value = OmegaConf.select(config, key, default=_ABSENT)
+        except OmegaConfBaseException:  # its parent is no mapping, or Hydra alone can resolve it
+            continue
+        if isinstance(value, ListConfig):
+            value = OmegaConf.to_container(value, resolve=True)
+        if value is not _ABSENT and not number.allows(value):
+            shown = "null" if value is None else value
+            raise UserError(f"{key}={shown} must be {number}")
+
+
+_ABSENT = object()

@@ -1,0 +1,156 @@
+"""A training run, from its config to its export."""
+
+import inspect
+import time
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from lightning import Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerBase
+
+from diva.audio.waveform import WHISPER_SECONDS
+from diva.command import quieten
+from diva.config import make
+from diva.data.datamodule import SpeechDataModule
+from diva.errors import UserError
+from diva.models.build import build, load_tokenizer
+from diva.models.configuration import AdapterConfig, DivaConfig
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.planning.memory import check_memory
+from diva.sweeps.folder import TRIAL
+from diva.training.callbacks import LastCheckpoint, RunProgress, Throughput
+from diva.training.checkpoints import StreamedCheckpointIO
+from diva.training.distributed.activation_checkpointing import checkpoint_activations
+from diva.training.distributed.checks import check_hardware, refusals
+from diva.training.distributed.fsdp import SampleResponsesTogether, gather_adapter
+from diva.training.metrics_file import MetricsFile
+from diva.training.model_card import write_card
+from diva.training.module import DivaTraining
+from diva.training.run_folder import RunRecord
+
+
+def train(config: DictConfig, folder: Path) -> float | None:
+    """Run one experiment in `folder`; returns val/kl, the figure that sweeps minimise."""
+    started = time.time()
+    quieten()
+    seed_everything(config.seed, workers=True, verbose=False)
+    check_hardware(config)
+    record = RunRecord(folder, config, started)
+    throughput = Throughput()
+    responses = SampleResponsesTogether(folder, config.sample_responses)
+    callbacks = [
+        record,
+        throughput,
+        responses,
+        RunProgress(),
+        LastCheckpoint(folder / "checkpoints", config.checkpoint_every, config.val_every),
+    ]
+    if (folder / TRIAL).is_file():
+        from diva.sweeps.optuna_study import pruning  # Optuna, which no other run has to load
+
+        callbacks += pruning(folder)
+    trainer = make_trainer(config, folder, callbacks)
+    model_config: DivaConfig = make(config.model)
+    tokenizer = load_tokenizer(model_config.llm.name)
+    data = make_data(config.data, tokenizer, model_config.adapter, folder)
+    data.setup("fit")
+    record.data_is_there()
+    record.say(data.describe())
+    check_memory(config, data.train, data.val.values())
+    model = build(model_config, tokenizer)
+    record.say_parameters(model)
+    if config.objective.distill_weight > 0 and config.objective.distill_from_step >= config.max_steps:
+        record.say(
+            f"this run only aligns: objective.distill_from_step={config.objective.distill_from_step} is not below"
+            f" max_steps={config.max_steps}"
+        )
+    if config.hardware.activation_checkpointing:
+        checkpoint_activations(model)
+    module = make_module(config, model)
+    checkpoint = folder / "checkpoints" / "last.ckpt" if config.resume else None
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    validated = any(not name.startswith("train/") for name in trainer.callback_metrics)
+    if config.max_steps % config.val_every or not validated:
+        # The final figures are those of the final weights; a run stopped within its last validation has none yet.
+        trainer.validate(module, datamodule=data, verbose=False)
+    gather_adapter(model)
+    if not trainer.is_global_zero:
+        return None
+    final = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("train/")}
+    model.save_pretrained(folder / "export")
+    summary = record.write_summary(final, throughput, data, model, responses.rows)
+    write_card(folder / "export", config, dict(HydraConfig.get().runtime.choices), summary)
+    return final.get("val/kl")
+
+
+def make_data(
+    config: DictConfig, tokenizer: PreTrainedTokenizerBase, adapter: AdapterConfig, folder: Path
+) -> SpeechDataModule:
+    """The data module, for transcripts that an adapter has virtual tokens for.
+
+    Keys it does not take (data.root and the like) are there for the corpus to refer to.
+    """
+    if (config.get("max_seconds") or 0) > WHISPER_SECONDS:
+        raise UserError(
+            f"data.max_seconds={config.max_seconds:g}: Whisper hears {WHISPER_SECONDS:g} s at a time, so training"
+            " leaves out longer clips; cut them first"
+        )
+    taken = inspect.signature(SpeechDataModule).parameters.keys() - {"corpus"}
+    values = {
+        key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key in taken
+    }
+    return SpeechDataModule(
+        corpus=make(config.corpus),
+        tokenizer=tokenizer,
+        max_tokens=adapter.num_virtual_tokens,
+        tokens_per_second=adapter.tokens_per_second,
+        skipped_tsv=folder / "skipped.tsv",
+        **values,
+    )
+
+
+def make_module(config: DictConfig, model: DivaForConditionalGeneration) -> DivaTraining:
+    """The LightningModule around `model`, with the objective, optimizer and schedule of the config."""
+    return DivaTraining(
+        model,
+        make(config.objective),
+        make(config.optimizer.algorithm),
+        make(config.optimizer.schedule),
+        config.optimizer.gradient_clip,
+        config.hardware.micro_batch_size,
+        make(config.precompute),
+    )
+
+
+def make_trainer(config: DictConfig, folder: Path, callbacks: list) -> Trainer:
+    """Lightning's Trainer from the hardware config; validation is counted in optimizer steps, not epochs."""
+    hardware = config.hardware
+    loggers: list[Logger] = [MetricsFile(folder / "metrics.csv")]
+    loggers += [make(logger) for logger in (config.logger or {}).values()]
+    with refusals():
+        return Trainer(
+            accelerator=hardware.accelerator,
+            devices=hardware.devices,
+            num_nodes=hardware.num_nodes,
+            strategy=make(hardware.strategy)
+            if isinstance(hardware.strategy, DictConfig)
+            else hardware.strategy,
+            precision=hardware.precision,
+            max_steps=config.max_steps,
+            max_epochs=-1,
+            val_check_interval=config.val_every,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=config.log_every,
+            logger=loggers,
+            callbacks=callbacks,
+            plugins=None if hardware.accelerator == "tpu" else StreamedCheckpointIO(),  # XLA brings its own
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            deterministic="warn",
+            default_root_dir=folder,
+        )
