@@ -19,7 +19,7 @@ from rich.console import Console
 
 from benchmarks.bench import Bench, parse_arguments
 from benchmarks.measure import Parts, in_turn, markdown, summary, write_results
-from diva.audio.waveform import SAMPLE_RATE, WHISPER_SECONDS
+from diva.audio.frames import SAMPLE_RATE, WHISPER_SECONDS
 from diva.cli import exit_codes, make, quieten
 from diva.plan import compose
 from diva.planning.lengths import clip_lengths

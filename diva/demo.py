@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from diva.audio.waveform import to_waveform
+from diva.audio.decoding import to_waveform
 from diva.cli import exit_codes, quieten
 from diva.errors import AudioFault, UserError
 from diva.models.load import load_model

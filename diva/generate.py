@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from rich.progress import track
 
-from diva.audio.waveform import SAMPLE_RATE, to_waveform
+from diva.audio.decoding import to_waveform
+from diva.audio.frames import SAMPLE_RATE
 from diva.cli import exit_codes, quieten
 from diva.errors import AudioFault
 from diva.models.load import load_model

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from diva.audio.waveform import WHISPER_SECONDS
+from diva.audio.frames import WHISPER_SECONDS
 from diva.cli import CONFIG_DIR, check_command_line, exit_codes, fail, make, quieten
 from diva.data.datamodule import SpeechDataModule
 from diva.errors import UserError

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Locator, Page, Playwright, expect, sync
 from safetensors.torch import load_file, save_file
 from tiny import noise
 
-from diva.audio.waveform import to_waveform
+from diva.audio.decoding import to_waveform
 from diva.demo import GREEDY, Demo, Turn, messages, models, shown
 from diva.errors import UserError
 from diva.generate import Question, chat

@@ -19,7 +19,7 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from diva.audio.waveform import SAMPLE_RATE
+from diva.audio.frames import SAMPLE_RATE
 from diva.data.manifest import Manifest, Skip, StoredAudio
 from diva.errors import AudioFault, UserError
 from diva.models.pretrained import cache_dir

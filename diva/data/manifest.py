@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import soundfile
 
-from diva.audio.waveform import WHISPER_SECONDS, decode
+from diva.audio.decoding import decode
+from diva.audio.frames import WHISPER_SECONDS
 from diva.errors import AudioFault, UserError
 
 # Columns that every manifest has; a column of the corpus that happens to have such a name gets a prefix.

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from diva.audio.waveform import tokens_read
+from diva.audio.frames import tokens_read
 from diva.errors import UserError
 from diva.models.encoder import Context
 

@@ -42,7 +42,9 @@ _REMOTE_CODE = {
         f"diva.models.{name}": name
         for name in ("files", "build", "adapter", "encoder", "prompts", "pretrained", "converters")
     },
-    "diva.audio.waveform": "audio",
+    "diva.audio.frames": "frames",
+    "diva.audio.log_mel": "log_mel",
+    "diva.audio.decoding": "decoding",
     "diva.errors": "errors",
 }
 _AUTO_MAP = {

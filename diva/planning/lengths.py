@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.compute as pc
 from scipy.stats import norm
 
-from diva.audio.waveform import SAMPLE_RATE, SAMPLES_PER_FRAME, TAIL_SECONDS, WHISPER_SECONDS, padded_samples
+from diva.audio.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, TAIL_SECONDS, WHISPER_SECONDS, padded_samples
 from diva.data.bucketing import assign_buckets, bucket_edges
 from diva.data.corpora.common_voice import CommonVoice
 from diva.data.corpora.spoken.corpus import SpokenMini
@@ -40,7 +40,7 @@ class ClipLengths:
 
     @property
     def mean_frames(self) -> float:
-        """Encoder frames that speak for a clip, as `diva.audio.waveform.valid_frames` counts them."""
+        """Encoder frames that speak for a clip, as `diva.audio.frames.valid_frames` counts them."""
         return float(((self.seconds + TAIL_SECONDS) * SAMPLE_RATE // SAMPLES_PER_FRAME).mean())
 
     def mean_padded_samples(self, num_buckets: int) -> int:

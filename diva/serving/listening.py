@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from diva.audio.waveform import SAMPLE_RATE, decode, windows
+from diva.audio.decoding import decode
+from diva.audio.frames import SAMPLE_RATE, windows
 from diva.errors import AudioFault, UserError
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.serving.protocol import ApiError, AudioPart, ChatMessage, ChatRequest, InputAudio, parse

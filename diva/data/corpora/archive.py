@@ -25,7 +25,8 @@ import pyarrow.ipc
 import rich.progress
 from rich.console import Console
 
-from diva.audio.waveform import WHISPER_SECONDS, decode
+from diva.audio.decoding import decode
+from diva.audio.frames import WHISPER_SECONDS
 from diva.data.manifest import header_seconds
 from diva.errors import AudioFault, UserError
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from diva.audio.waveform import WHISPER_SECONDS
+from diva.audio.frames import WHISPER_SECONDS
 from diva.data.corpora.archive import (
     TarAudio,
     TornArchive,

@@ -13,7 +13,8 @@ from datasets import Audio, Dataset, DatasetDict, Value, load_dataset, load_from
 from datasets.exceptions import DatasetsError
 from datasets.features.features import FeatureType
 
-from diva.audio.waveform import WHISPER_SECONDS, decode, to_mono_16khz
+from diva.audio.decoding import decode, to_mono_16khz
+from diva.audio.frames import WHISPER_SECONDS
 from diva.data.manifest import Manifest, header_seconds, named_columns, sound_clips
 from diva.errors import AudioFault, UserError
 

@@ -15,8 +15,8 @@ from transformers.utils import is_mistral_common_available
 
 from diva.errors import UserError
 from diva.evaluation.samples import Instruction, Sample
-from diva.evaluation.systems.local import Teacher
 from diva.evaluation.systems import others as other_systems
+from diva.evaluation.systems.local import Teacher
 from diva.evaluation.systems.others import TransformersAudio
 
 TOLD = Instruction("Be brief.", "Is it a joke?")
