@@ -2,9 +2,11 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -12,33 +14,173 @@ import torch
 import torchaudio
 from torch import Tensor
 
+from diva.audio.containers import check_log, check_ogg, whole_mp3, whole_wav
+from diva.audio.foreign import decode_foreign, foreign_format
 from diva.audio.frames import SAMPLE_RATE, WHISPER_SECONDS
 from diva.errors import AudioFault
 
 # A rate that shares no factor with 16 kHz wants a resampling filter of gigabytes; real ones want far less.
 _MAX_FILTER_TAPS = 4_000_000
+# libsndfile's frames, or more, where the header does not tell them.
+_UNKNOWN_FRAMES = 1 << 62
+_BLOCK = 1 << 20  # samples read at a time
+# What a decoder may lack at the end: an mp3 begins with frames that only prepare for others.
+_SLACK_SECONDS = 0.15
 # Peak below which a clip is silence: -60 dB of full scale.
 SILENCE_PEAK = 1e-3
 
 
-def decode(source: str | Path | bytes, max_seconds: float = WHISPER_SECONDS) -> np.ndarray:
-    """Read audio in any format and rate that libsndfile knows as float32 mono at 16 kHz, [S] in [-1, 1].
+def decode(
+    source: str | Path | bytes,
+    max_seconds: float = WHISPER_SECONDS,
+    offset: float = 0.0,
+    duration: float | None = None,
+) -> np.ndarray:
+    """Read audio in any format and rate that libsndfile or PyAV knows as float32 mono at 16 kHz, [S] in [-1, 1].
 
-    Raises AudioFault (missing file, damaged audio, zero length, too long, silence). The length is checked
-    against the header before anything is read, so a header that claims hours costs nothing.
+    With `offset` and `duration`, in seconds, that stretch of it. It is read to its end, whatever its header says; a
+    header that claims hours costs nothing. Raises AudioFault (missing file, damaged audio, unknown format, ends
+    early, zero length, too long, out of range, silence).
     """
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise AudioFault("missing file", str(source))
     name = "bytes" if isinstance(source, bytes) else str(source)
-    try:
-        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
-            seconds = file.frames / file.samplerate
-            if seconds > max_seconds:
-                raise AudioFault("too long", f"{name} lasts {seconds:.1f} s, the limit is {max_seconds:g} s")
-            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
-    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-        raise AudioFault("damaged audio", f"{name}: {error}") from error
+    with _open(source, name) as file:
+        samples, rate = _read(file, name, max_seconds, offset, duration), file.samplerate
     return to_mono_16khz(samples, rate, name)
+
+
+def duration_of(
+    source: str | Path | bytes, max_seconds: float = WHISPER_SECONDS, offset: float = 0.0
+) -> float:
+    """Seconds of a file or of encoded bytes from `offset` on, decoded only where no header tells.
+
+    Raises AudioFault (missing file, damaged audio, unknown format, ends early, zero length, too long).
+    """
+    name = "bytes" if isinstance(source, bytes) else str(source)
+    with _open(source, name) as file:
+        if file.frames < _UNKNOWN_FRAMES:
+            seconds = file.frames / file.samplerate - offset
+            _check_seconds(seconds, max_seconds, name)
+        else:
+            seconds = len(_read(file, name, max_seconds, offset, None)) / file.samplerate
+    if seconds <= 0:
+        raise AudioFault(
+            "zero length", f"{name} holds no samples{f' from {offset:g} s on' if offset else ''}"
+        )
+    return seconds
+
+
+def container_of(source: bytes) -> str:
+    """libsndfile's name of the format that these bytes are in. Raises AudioFault."""
+    with _open(source, "the clip") as file:
+        return file.format
+
+
+class _SoundFile(soundfile.SoundFile):
+    """One that does not seek in a file of unknown length, which libsndfile says it can."""
+
+    def seekable(self) -> bool:
+        return self.frames < _UNKNOWN_FRAMES and super().seekable()
+
+
+@contextmanager
+def _open(source: str | Path | bytes, name: str) -> Iterator[soundfile.SoundFile]:
+    """The audio, such that all of it can be read. What the libraries raise on the way becomes an AudioFault."""
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise AudioFault("missing file", name)
+    try:
+        # By Python, not by libsndfile, which knows only names that are UTF-8.
+        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as raw:
+            whole = _whole(raw, name)
+            with _SoundFile(whole) as file:
+                check_log(file.extra_info, file.format, name)
+                try:
+                    yield file
+                except soundfile.LibsndfileError as error:
+                    if file.format == "FLAC" and not whole.read(1):  # it has looked for more to the very end
+                        raise AudioFault("ends early", f"{name}: {error.error_string}") from error
+                    raise
+    except AudioFault:
+        raise
+    # ValueError, TypeError, AssertionError: soundfile's own, where libsndfile gives what it does not expect.
+    except (RuntimeError, OSError, ValueError, TypeError, AssertionError, MemoryError) as error:
+        problem = error.error_string if isinstance(error, soundfile.LibsndfileError) else error
+        raise AudioFault("damaged audio", f"{name}: {problem}") from error
+
+
+def _whole(raw: BinaryIO, name: str) -> BinaryIO:
+    """The file such that libsndfile reads all of it. Raises AudioFault where that cannot be."""
+    size = raw.seek(0, io.SEEK_END)
+    if size == 0:
+        raise AudioFault("damaged audio", f"{name} is empty, it has 0 bytes")
+    raw.seek(0)
+    head = raw.read(16)
+    raw.seek(0)
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        return whole_wav(raw, size, name)
+    if head[:4] == b"OggS":
+        check_ogg(raw.read(), name)
+    elif (head[:3] == b"ID3" or (head[0] == 0xFF and head[1:2] > b"\xdf")) and (
+        whole := whole_mp3(raw.read(), name)
+    ):
+        return io.BytesIO(whole)
+    if kind := foreign_format(head):
+        return decode_foreign(raw, kind, name)
+    raw.seek(0)
+    return raw
+
+
+def _read(
+    file: soundfile.SoundFile, name: str, max_seconds: float, offset: float, duration: float | None
+) -> np.ndarray:
+    """Samples [S, channels] from `offset` on, to the end or for `duration` seconds. Raises AudioFault."""
+    rate, known = file.samplerate, file.frames < _UNKNOWN_FRAMES
+    seconds = file.frames / rate - offset if duration is None else duration
+    if known or duration is not None:
+        _check_seconds(seconds, max_seconds, name)
+    first, limit = round(offset * rate), int(max_seconds * rate)
+    wanted = limit + 1 if duration is None else round(duration * rate)
+    if known:
+        wanted = min(wanted, max(0, file.frames - first))
+        if duration is not None and wanted < round(duration * rate) - _SLACK_SECONDS * rate:
+            raise AudioFault(
+                "ends early",
+                f"{name} lasts {file.frames / rate:.1f} s, {offset:g} s to {offset + duration:g} s of it are wanted",
+            )
+    if file.seekable():
+        file.seek(min(first, file.frames))
+    else:
+        _skip(file, first)
+    samples = _read_blocks(file, wanted)
+    if len(samples) > limit:
+        raise AudioFault("too long", f"{name} lasts more than the limit of {max_seconds:g} s")
+    missing = wanted - len(samples)
+    if (known or duration is not None) and missing > _SLACK_SECONDS * rate:
+        raise AudioFault(
+            "ends early", f"{name} lacks the last {missing / rate:.1f} s of what its header says"
+        )
+    return samples
+
+
+def _read_blocks(file: soundfile.SoundFile, wanted: int) -> np.ndarray:
+    """Up to so many samples [S, channels]."""
+    blocks = [np.zeros((0, file.channels), dtype=np.float32)]
+    while wanted > 0:
+        block = file.read(frames=min(wanted, _BLOCK), dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        blocks.append(block)
+        wanted -= len(block)
+    return np.concatenate(blocks) if len(blocks) != 2 else blocks[1]
+
+
+def _skip(file: soundfile.SoundFile, samples: int) -> None:
+    while samples > 0 and (read := len(file.read(frames=min(samples, _BLOCK), dtype="float32"))):
+        samples -= read
+
+
+def _check_seconds(seconds: float, max_seconds: float, name: str) -> None:
+    if seconds > max_seconds:
+        raise AudioFault("too long", f"{name} lasts {seconds:.1f} s, the limit is {max_seconds:g} s")
 
 
 def to_mono_16khz(samples: np.ndarray, rate: int, name: str = "array") -> np.ndarray:

@@ -42,9 +42,7 @@ _REMOTE_CODE = {
         f"diva.models.{name}": name
         for name in ("files", "build", "adapter", "encoder", "prompts", "pretrained", "converters")
     },
-    "diva.audio.frames": "frames",
-    "diva.audio.log_mel": "log_mel",
-    "diva.audio.decoding": "decoding",
+    **{f"diva.audio.{name}": name for name in ("frames", "log_mel", "decoding", "containers", "foreign")},
     "diva.errors": "errors",
 }
 _AUTO_MAP = {

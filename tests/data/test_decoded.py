@@ -14,7 +14,7 @@ import soundfile
 from diva.data import decoded
 from diva.data.decoded import DecodedAudio, build_once, decode_once
 from diva.data.manifest import AudioFiles, Manifest, count_by_reason, sound_clips
-from diva.errors import UserError
+from diva.errors import AudioFault, UserError
 
 SECONDS = {"a.mp3": 0.4, "b.wav": 0.6, "c.flac": 0.5}
 
@@ -177,3 +177,17 @@ def test_build_once_is_all_or_nothing(tmp_path: Path):
     build_once(target, lambda folder: (folder / "file").touch())
     assert build_once(target, interrupted) == target
     assert [path.name for path in target.iterdir()] == ["file"]
+
+
+@pytest.mark.faults
+def test_a_clip_much_shorter_than_listed_ends_early(folder: Path):
+    """An mp3 without a header that breaks off between two frames looks whole; the corpus knows better."""
+    manifest = manifest_of(folder, list(SECONDS), [0.4, 1.2, 0.55])
+    for result in (decode_once(manifest, 1.0, 1), decode_once(manifest, 0.0, 1)):
+        faults = {skip.clip_id: skip.reason for skip in result.skipped}
+        for index in range(len(result)):
+            try:
+                result.waveform(index)
+            except AudioFault as fault:
+                faults[result.column("clip_id")[index]] = fault.reason
+        assert faults == {"b.wav": "ends early"}

@@ -13,13 +13,14 @@ from datasets import Audio, Dataset, DatasetDict, Value, load_dataset, load_from
 from datasets.exceptions import DatasetsError
 from datasets.features.features import FeatureType
 
-from diva.audio.decoding import decode, to_mono_16khz
+from diva.audio.decoding import decode, duration_of, to_mono_16khz
 from diva.audio.frames import WHISPER_SECONDS
-from diva.data.manifest import Manifest, header_seconds, named_columns, sound_clips
+from diva.data.manifest import Manifest, named_columns, sound_clips
 from diva.errors import AudioFault, UserError
 
 # What the speakers are called in the datasets in use; the first that is there is taken.
 _SPEAKER_COLUMNS = ("client_id", "speaker_id", "speaker")
+_NO_OFFSET = pa.array(["", "0", "0.0"])
 _PLAIN_TYPES = ("string", "large_string", "int", "uint", "float", "bool")
 
 
@@ -60,6 +61,11 @@ class HubDataset:
         _check_column(origin, dataset, "audio_column", self.audio_column, audible)
         _check_column(origin, dataset, "text_column", self.text_column, plain)
         columns = {name: _strings(dataset, name) for name in plain}
+        if "offset" in columns and pc.any(pc.invert(pc.is_in(columns["offset"], _NO_OFFSET))).as_py():
+            raise UserError(
+                f"{origin}: the column 'offset' says which part of the audio is meant, and is not read; remove it where"
+                " the audio is cut already, or write a JSONL manifest (data=jsonl), where it is read"
+            )
         speaker = next((name for name in _SPEAKER_COLUMNS if name in columns), None)
         columns = named_columns(columns, text=self.text_column, speaker=speaker)
         columns["clip_id"] = pa.chunked_array(
@@ -128,7 +134,7 @@ class DatasetAudio:
     def seconds(self, row: int) -> float:
         audio = self._audio(row)
         if isinstance(audio, bytes | Path):
-            return header_seconds(audio, self.max_seconds)
+            return duration_of(audio, self.max_seconds)
         return self._check_length(*audio, row)
 
     def fingerprint(self, rows: np.ndarray) -> str:
