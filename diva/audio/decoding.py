@@ -28,6 +28,10 @@ _BLOCK = 1 << 20  # samples read at a time
 _SLACK_SECONDS = 0.15
 # Peak below which a clip is silence: -60 dB of full scale.
 SILENCE_PEAK = 1e-3
+# Above it, samples are no loud recording (+18 dB) but numbers of another format.
+MAX_PEAK = 8.0
+# A channel whose correlation with the loudest one is below this has the opposite polarity.
+_OPPOSITE = -0.5
 
 
 def decode(
@@ -184,21 +188,62 @@ def _check_seconds(seconds: float, max_seconds: float, name: str) -> None:
 
 
 def to_mono_16khz(samples: np.ndarray, rate: int, name: str = "array") -> np.ndarray:
-    """[S] or [S, channels] at `rate` Hz -> float32 [S] at 16 kHz; AudioFault where nothing can be heard."""
-    if samples.ndim == 2:
-        samples = samples.mean(axis=1)
+    """[S] or [S, channels] at `rate` Hz -> float32 [S] at 16 kHz, in [-1, 1].
+
+    A clip that is louder than full scale, up to MAX_PEAK, is scaled down to it. Channels are averaged: those that are
+    silent do not count, one of opposite polarity is inverted first, so that it does not cancel the others.
+    Raises AudioFault (zero length, damaged audio, out of range, silence).
+    """
     if len(samples) == 0:
         raise AudioFault("zero length", f"{name} holds no samples")
     if not np.isfinite(samples).all():
         raise AudioFault("damaged audio", f"{name} holds samples that are not finite")
-    waveform = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
+    peak = float(np.abs(samples).max())
+    if peak > MAX_PEAK:
+        raise AudioFault(
+            "out of range",
+            f"{name} has samples of up to {peak:g}, full scale is 1: whole numbers are given as an integer type",
+        )
+    mono = np.ascontiguousarray(_mix(samples) if samples.ndim == 2 else samples, dtype=np.float32)
+    waveform = torch.from_numpy(mono)
     if rate != SAMPLE_RATE:
         if rate * SAMPLE_RATE / math.gcd(rate, SAMPLE_RATE) ** 2 > _MAX_FILTER_TAPS:
             raise AudioFault("damaged audio", f"{name} has a sampling rate of {rate} Hz")
         waveform = _resampler(rate)(waveform)
-    if waveform.abs().max() < SILENCE_PEAK:
-        raise AudioFault("silence", f"{name} never rises above {SILENCE_PEAK:g} of full scale")
-    return waveform.numpy()
+    # A constant is as silent as zero.
+    if (waveform - waveform.mean()).abs().max() < SILENCE_PEAK:
+        raise AudioFault("silence", f"{name} never moves by more than {SILENCE_PEAK:g} of full scale")
+    return (waveform / waveform.abs().max().clamp(min=1.0)).numpy()
+
+
+def _mix(samples: np.ndarray) -> np.ndarray:
+    """[S, channels] -> [S]."""
+    if samples.shape[1] == 1:
+        return samples[:, 0]
+    centred = samples - samples.mean(axis=0)
+    heard = np.abs(centred).max(axis=0) >= SILENCE_PEAK
+    if not heard.any():
+        return samples.mean(axis=1)
+    samples, centred = samples[:, heard], centred[:, heard]
+    powers = np.square(centred).sum(axis=0)
+    loudest = centred[:, powers.argmax()]
+    correlations = loudest @ centred / np.sqrt(powers * powers.max())
+    return (samples * np.where(correlations < _OPPOSITE, -1.0, 1.0)).mean(axis=1)
+
+
+def whole_numbers_to_float(samples: np.ndarray) -> np.ndarray:
+    """Samples of an integer type, of any shape, as float64 in [-1, 1].
+
+    Full scale is that of the narrowest of 16 and 32 bits that holds them, where the type is wider: lists of numbers
+    come as int64, whatever they were. Unsigned types are centred on their middle.
+    """
+    kind = np.iinfo(samples.dtype)
+    if samples.dtype.kind == "u":
+        middle = (kind.max + 1) // 2
+        return (samples.astype(np.float64) - middle) / middle
+    peak = max(abs(int(samples.min())), abs(int(samples.max()))) if samples.size else 0
+    bits = next((bits for bits in (16, 32) if bits <= kind.bits and peak <= 1 << (bits - 1)), kind.bits)
+    return samples.astype(np.float64) / (1 << (bits - 1))
 
 
 @lru_cache(maxsize=8)
@@ -213,7 +258,7 @@ def to_waveform(
 ) -> np.ndarray:
     """A file's path, its bytes, or samples at `rate` Hz -> float32 mono at 16 kHz, [S].
 
-    Samples are [S], [S, channels] or [channels, S]; whole numbers are scaled by their type's range. Raises
+    Samples are [S], [S, channels] or [channels, S]; whole numbers as `whole_numbers_to_float` reads them. Raises
     AudioFault as `decode` does.
     """
     if isinstance(clip, str) and "://" in clip:
@@ -234,5 +279,5 @@ def to_waveform(
             "too long", f"array lasts {len(samples) / rate:.1f} s, the limit is {max_seconds:g} s"
         )
     if samples.dtype.kind in "iu":
-        samples = samples / np.iinfo(samples.dtype).max
+        samples = whole_numbers_to_float(samples)
     return to_mono_16khz(samples, int(rate))

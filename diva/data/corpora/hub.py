@@ -13,7 +13,7 @@ from datasets import Audio, Dataset, DatasetDict, Value, load_dataset, load_from
 from datasets.exceptions import DatasetsError
 from datasets.features.features import FeatureType
 
-from diva.audio.decoding import decode, duration_of, to_mono_16khz
+from diva.audio.decoding import decode, duration_of, to_mono_16khz, whole_numbers_to_float
 from diva.audio.frames import WHISPER_SECONDS
 from diva.data.manifest import Manifest, named_columns, sound_clips
 from diva.errors import AudioFault, UserError
@@ -178,7 +178,7 @@ def _samples(values: pa.ListScalar, rate: int | float | None, row: int) -> tuple
     if samples.ndim > 2 or not np.issubdtype(samples.dtype, np.number):
         raise AudioFault("damaged audio", f"row {row} holds {samples.dtype} {samples.shape}, no waveform")
     if np.issubdtype(samples.dtype, np.integer):
-        samples = samples / (np.iinfo(samples.dtype).max + 1.0)
+        samples = whole_numbers_to_float(samples)
     # Some write channels first; there are always fewer channels than samples.
     return samples.T if samples.ndim == 2 and samples.shape[0] < samples.shape[1] else samples, int(rate)
 
