@@ -86,14 +86,15 @@ class AudioFiles:
         return offset, None if np.isnan(duration) else duration
 
     def fingerprint(self, rows: np.ndarray) -> str:
-        digest = sha256(f"{self.folder.resolve()} {self.max_seconds}".encode())
+        digest = sha256(os.fsencode(f"{self.folder.resolve()} {self.max_seconds}"))
         for row in rows:
             path = self.path(row)
             try:
                 stat = path.stat()
-                digest.update(f"\n{path.name}\t{path.parent}\t{stat.st_size}\t{stat.st_mtime_ns}".encode())
+                state = f"{path.name}\t{path.parent}\t{stat.st_size}\t{stat.st_mtime_ns}"
             except OSError as error:
-                digest.update(f"\n{path}\t{error.errno}".encode(errors="surrogateescape"))
+                state = f"{path}\t{error.errno}"
+            digest.update(b"\n" + os.fsencode(state))
         if self.segments is not None:
             digest.update(self.segments[rows].tobytes())
         return digest.hexdigest()
@@ -199,6 +200,7 @@ def sound_clips(
     durations = columns["duration"].to_numpy()
     known = (
         ("empty text", "the transcript is empty", pc.equal(columns["text"], "").to_numpy()),
+        ("empty text", "the transcript has no letter and no digit", _is_mute(columns["text"])),
         ("zero length", "its listed duration is 0 s", durations <= 0),
         ("too long", f"its listed duration is above {max_seconds:g} s", durations > max_seconds),
     )
@@ -212,6 +214,11 @@ def sound_clips(
     order = (*_OWN_COLUMNS, *(name for name in columns if name not in _OWN_COLUMNS))
     clips = pa.table({name: columns.pop(name).filter(kept) for name in order})
     return Manifest(clips, audio, np.flatnonzero(sound).astype(np.int64), every_skip, origin)
+
+
+def _is_mute(texts: pa.ChunkedArray) -> np.ndarray:
+    """Mask [n] of the texts without a letter or a digit of any script."""
+    return pc.invert(pc.match_substring_regex(texts, r"[\p{L}\p{N}]")).to_numpy()
 
 
 def listed_fault(seconds: float, listed: float) -> AudioFault | None:
@@ -262,7 +269,7 @@ def write_skipped(path: str | Path, skips: Mapping[str, Iterable[Skip]]) -> None
     """Write skipped.tsv: split, clip_id, reason, detail, one clip a line. `skips` by split."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write("split\tclip_id\treason\tdetail\n")
         for split, of_split in skips.items():
             for skip in of_split:

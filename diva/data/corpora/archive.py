@@ -145,7 +145,7 @@ class TarAudio:
     def fingerprint(self, rows: np.ndarray) -> str:
         digest = sha256(f"{self.max_seconds}".encode())
         for archive in self.archives:
-            digest.update(f"\n{identity(archive)}".encode())
+            digest.update(b"\n" + os.fsencode(identity(archive)))
         members = self.members.take(pa.array(rows))
         for name in ("archive", "offset", "size"):
             digest.update(members[name].to_numpy().tobytes())

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Audio, Dataset, DatasetDict, Value, load_dataset, load_from_disk
-from datasets.exceptions import DatasetsError
 from datasets.features.features import FeatureType
 
 from diva.audio.decoding import decode, duration_of, to_mono_16khz, whole_numbers_to_float
@@ -81,15 +80,23 @@ class HubDataset:
             if written is None:
                 return load_dataset(str(folder) if folder.is_dir() else self.path, self.name, split=split)
             saved = load_from_disk(str(written))
-        except (DatasetsError, pa.ArrowException, ValueError, OSError) as error:
-            # The library's own words name the splits and configurations that are there.
+        # What it raises is anything: RuntimeError for a script, ImportError for a package, KeyError for a feature.
+        except Exception as error:
+            # The library's own words name the splits and configurations that are there, its first error the cause.
+            said = dict.fromkeys(" ".join(str(one).split()) for one in (error, _first_cause(error)))
             raise UserError(
-                f"cannot load the dataset {self.path!r}, split {split!r}: {' '.join(str(error).split())}"
+                f"cannot load the dataset {self.path!r}, split {split!r}: {': '.join(said)}"
             ) from error
         parts = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
         if split not in parts:
             raise UserError(f"no split {split!r} in {written}, there are: {', '.join(parts)}")
         return parts[split]
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error
 
 
 def _written(folder: Path, name: str | None) -> Path | None:

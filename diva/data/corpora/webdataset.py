@@ -1,6 +1,7 @@
 """WebDataset shards: tar archives in which the files of a sample share a key, KEY.mp3 and KEY.txt or KEY.json."""
 
 import json
+import os
 import posixpath
 import re
 from collections import Counter
@@ -74,7 +75,7 @@ class WebDataset:
         shards = self._shards(split)
         key = f"{FORMAT_VERSION} {self.text_key}\n" + "\n".join(map(identity, shards))
         folder = build_once(
-            cache_dir() / "shards" / sha256(key.encode()).hexdigest()[:32],
+            cache_dir() / "shards" / sha256(os.fsencode(key)).hexdigest()[:32],
             partial(_index, shards, self.text_key),
         )
         index = read_table(folder / "clips.arrow")
