@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,3 +160,34 @@ def test_a_segment_is_that_segment(kind: str):
     with pytest.raises(AudioFault, match=r"lasts 6\.. s, 5\.5 s to 7\.5 s of it are wanted"):
         decode(data, offset=5.5, duration=2.0)
     assert len(decode(data, 3.0, offset=3.2)) == pytest.approx(2.8 * RATE, abs=0.1 * RATE)
+
+
+def recorded(container: str, codec: str) -> bytes:
+    """What a phone or a browser records."""
+    av = pytest.importorskip("av")
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=48_000, layout="mono")
+        tone = 0.3 * np.sin(np.arange(3 * 48_000) * 0.05)
+        frame = av.AudioFrame.from_ndarray(tone[None].astype(np.float32), format="fltp", layout="mono")
+        frame.rate, frame.pts = 48_000, 0
+        size = stream.codec_context.frame_size or 1024
+        resampler = av.AudioResampler(format=stream.format, layout="mono", rate=48_000, frame_size=size)
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            output.mux(stream.encode(part))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("container", "codec"), [("mp4", "aac"), ("webm", "libopus"), ("adts", "aac")])
+def test_what_phones_and_browsers_record_is_read(container: str, codec: str, monkeypatch: pytest.MonkeyPatch):
+    data = recorded(container, codec)
+    heard = decode(data)
+    assert len(heard) == pytest.approx(3 * RATE, abs=0.1 * RATE)
+    assert np.square(heard[RATE : 2 * RATE]).mean() == pytest.approx(0.045, rel=0.1)
+    with pytest.raises(AudioFault, match=r"ends early|damaged audio"):
+        decode(data[: len(data) // 2])
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(AudioFault, match=r"pip install av; or convert it: ffmpeg") as caught:
+        decode(data)
+    assert caught.value.reason == "unknown format"

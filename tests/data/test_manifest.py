@@ -112,8 +112,8 @@ def test_skipped_tsv_is_a_table_whatever_the_detail_says(tmp_path: Path):
 
 
 def test_audio_files_are_told_apart_by_place_size_and_time(tmp_path: Path):
-    soundfile.write(tmp_path / "a.wav", np.full(8_000, 0.5), 16_000)
-    soundfile.write(tmp_path / "b.flac", np.full(4_000, 0.5), 8_000)
+    soundfile.write(tmp_path / "a.wav", np.tile([0.5, -0.5], 4_000), 16_000)
+    soundfile.write(tmp_path / "b.flac", np.tile([0.5, -0.5, -0.5, 0.5], 1_000), 8_000)
     audio = AudioFiles(tmp_path, strings("a.wav", "b.flac", "gone.opus"))
     assert isinstance(audio, StoredAudio)
     assert not isinstance(Ramp(), StoredAudio)

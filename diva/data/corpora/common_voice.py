@@ -160,7 +160,8 @@ _CLIP_SCHEMA = pa.schema(
 
 def _index(archive: Path) -> _Archive:
     """The archive's tables and where its clips lie, in the cache. Raises UserError for one that is damaged."""
-    name = f"{archive.name.split('.tar')[0]}-{sha256(os.fsencode(f'{_INDEX_VERSION} {identity(archive)}')).hexdigest()[:12]}"
+    key = sha256(os.fsencode(f"{_INDEX_VERSION} {identity(archive)}")).hexdigest()[:12]
+    name = f"{archive.name.split('.tar')[0]}-{key}"
 
     def build(folder: Path) -> None:
         tar = plain_tar(archive, folder)

@@ -173,7 +173,8 @@ def test_decoded_columns(tmp_path: Path):
 
 
 def test_decoded_integers_and_channels_are_scaled_and_mixed(tmp_path: Path):
-    stereo = np.stack([np.full(1_600, 16_384), np.zeros(1_600)]).astype(np.int16)
+    wave = np.tile([16_384, -16_384, 0, 0], 400)
+    stereo = np.stack([wave, np.roll(wave, 2)]).astype(np.int16)
     rows = [{"array": array.tolist(), "sampling_rate": 16_000} for array in (stereo, stereo.T)]
     features = Features(
         {
@@ -184,7 +185,7 @@ def test_decoded_integers_and_channels_are_scaled_and_mixed(tmp_path: Path):
     Dataset.from_dict({"audio": rows, "sentence": ["a", "b"]}, features=features).save_to_disk(tmp_path / "d")
     manifest = HubDataset(str(tmp_path / "d")).manifest("train")
     for index in range(2):
-        np.testing.assert_array_equal(manifest.waveform(index), np.full(1_600, 0.25, dtype=np.float32))
+        np.testing.assert_array_equal(manifest.waveform(index), np.tile([0.25, -0.25], 800).astype(np.float32))
 
 
 @pytest.mark.faults
