@@ -185,7 +185,9 @@ def test_decoded_integers_and_channels_are_scaled_and_mixed(tmp_path: Path):
     Dataset.from_dict({"audio": rows, "sentence": ["a", "b"]}, features=features).save_to_disk(tmp_path / "d")
     manifest = HubDataset(str(tmp_path / "d")).manifest("train")
     for index in range(2):
-        np.testing.assert_array_equal(manifest.waveform(index), np.tile([0.25, -0.25], 800).astype(np.float32))
+        np.testing.assert_array_equal(
+            manifest.waveform(index), np.tile([0.25, -0.25], 800).astype(np.float32)
+        )
 
 
 @pytest.mark.faults
