@@ -17,7 +17,8 @@ from benchmarks.clips import write_corpus
 from benchmarks.measure import RESULTS, Parts
 from benchmarks.published_training import PublishedTraining
 from benchmarks.step import OurTraining, Variant, training_step
-from diva.audio.waveform import SAMPLE_RATE, TAIL_SECONDS, decode
+from diva.audio.decoding import decode
+from diva.audio.frames import SAMPLE_RATE, TAIL_SECONDS
 from diva.config import check_overrides, make
 from diva.data.batch import SpeechBatch
 from diva.data.datamodule import SpeechDataModule

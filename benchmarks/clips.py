@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from diva.audio.waveform import SAMPLE_RATE
+from diva.audio.frames import SAMPLE_RATE
 from diva.data.corpora.common_voice import CommonVoice
 from diva.data.manifest import Manifest
 from diva.errors import UserError

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.clips import wanted_seconds
 from benchmarks.measure import RESULTS, markdown, write_results
-from diva.audio.waveform import to_mono_16khz
+from diva.audio.decoding import to_mono_16khz
 from diva.command import exit_codes, quieten
 from diva.data.batch import BatchPlan, SpeechDataset
 from diva.data.bucketing import BucketBatchSampler, bucket_edges

@@ -30,7 +30,7 @@ from benchmarks.compilation import compile_layers, compile_parts, to_float8
 from benchmarks.measure import RESULTS, Parts, markdown, peak_bytes, reset_peak, write_results
 from benchmarks.published_training import PublishedTraining
 from benchmarks.step import OurTraining, Variant, training_step
-from diva.audio.waveform import SAMPLE_RATE, padded_samples
+from diva.audio.frames import SAMPLE_RATE, padded_samples
 from diva.command import exit_codes, quieten
 from diva.config import check_overrides, make
 from diva.data.batch import SpeechBatch

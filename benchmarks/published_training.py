@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from benchmarks.measure import Parts
-from diva.audio.waveform import SAMPLE_RATE
+from diva.audio.frames import SAMPLE_RATE
 
 TEXT_TOKENS = 448
 

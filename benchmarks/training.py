@@ -19,7 +19,7 @@ from rich.console import Console
 
 from benchmarks.bench import Bench, parse_arguments
 from benchmarks.measure import Parts, in_turn, markdown, summary, write_results
-from diva.audio.waveform import SAMPLE_RATE, WHISPER_SECONDS
+from diva.audio.frames import SAMPLE_RATE, WHISPER_SECONDS
 from diva.command import exit_codes, quieten
 from diva.config import make
 from diva.plan import compose

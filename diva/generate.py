@@ -6,6 +6,7 @@ named and skipped, and the exit code is 2 at the end.
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,20 +45,26 @@ def main() -> None:
     from diva.models.load import load_model  # after --help: it imports torch
 
     quieten()
+    # An answer, or a clip's name, with letters that the terminal does not have must not lose the other answers.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     model = load_model(arguments.model, arguments.dtype, arguments.llm, arguments.encoder)
     questions = [listen(model, clip) for clip in arguments.clips]
     limits = {"max_new_tokens": arguments.max_new_tokens, "do_sample": False}
-    if arguments.stream:
-        for question in questions:
-            stream(model, question, arguments, limits)
-    else:
-        answer(model, questions, arguments, limits)
+    try:
+        if arguments.stream:
+            for question in questions:
+                stream(model, question, arguments, limits)
+        else:
+            answer(model, questions, arguments, limits)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has what they want, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if any(question.error for question in questions):
         sys.exit(2)
 
 
 def listen(model: "DivaForConditionalGeneration", clip: str) -> Question:
-    from diva.audio.waveform import to_waveform
+    from diva.audio.decoding import to_waveform
 
     try:
         return Question(clip, to_waveform(clip, max_seconds=model.processor.max_audio_seconds))
@@ -91,7 +98,7 @@ def answer(
             question.answer = text
     for question in questions:
         if arguments.json:
-            print(json.dumps(record(question), ensure_ascii=False))
+            print(as_json(record(question)))
         elif question.answer is not None:
             print(" ".join(question.answer.split()))
 
@@ -111,12 +118,18 @@ def stream(
         inputs = model.processor.apply_chat_template([chat(question, arguments)])
         for piece in model.stream(inputs, **limits):
             question.answer += piece
-            text = json.dumps({"clip": question.clip, "piece": piece}, ensure_ascii=False) + "\n"
+            text = as_json({"clip": question.clip, "piece": piece}) + "\n"
             print(text if arguments.json else piece.replace("\n", " "), end="", flush=True)
     if arguments.json:
-        print(json.dumps(record(question), ensure_ascii=False), flush=True)
+        print(as_json(record(question)), flush=True)
     elif question.error is None:
         print(flush=True)
+
+
+def as_json(values: dict) -> str:
+    """One line; only JSON's own escapes are JSON where the terminal lacks a letter."""
+    encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "")
+    return json.dumps(values, ensure_ascii=encoding != "utf8")
 
 
 def record(question: Question) -> dict:

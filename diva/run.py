@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from diva.audio.waveform import WHISPER_SECONDS
+from diva.audio.frames import WHISPER_SECONDS
 from diva.command import quieten
 from diva.config import make
 from diva.data.datamodule import SpeechDataModule

@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from safetensors.torch import load_file, save_file
 from tiny import noise
 
-from diva.audio.waveform import to_waveform
+from diva.audio.decoding import to_waveform
 from diva.errors import UserError
 from diva.generate import Question, chat
 from diva.models.load import load_model

@@ -2,11 +2,13 @@
 
 import argparse
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 import soundfile
-from command_line import run
+from command_line import command, environment, run
 from tiny import noise
 
 from diva.errors import UserError
@@ -53,6 +55,47 @@ def test_one_response_a_line_and_a_damaged_clip_named(export, clips, expected, t
     done = run("diva.generate", tmp_path / "nowhere", clips[0], cache=shared_cache, cwd=tmp_path)
     assert done.returncode == 2
     assert len([line for line in done.stderr.splitlines() if line.startswith("diva:")]) == 1
+
+
+@pytest.mark.faults
+@pytest.mark.integration
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
+def test_no_answer_is_lost_to_a_terminal_or_a_name(export, clips, expected, tmp_path, shared_cache, options):
+    """A name that is not UTF-8, GSM in a wav, half a clip, a terminal that only has ASCII."""
+    odd = tmp_path / os.fsdecode(b"\xe9.wav")
+    odd.write_bytes(clips[0].read_bytes())
+    soundfile.write(tmp_path / "gsm.wav", noise(1.0, 9), 8_000, subtype="GSM610")
+    (tmp_path / "half.wav").write_bytes(clips[1].read_bytes()[:20_000])
+    given = [odd, tmp_path / "gsm.wav", tmp_path / "half.wav", clips[2]]
+    done = subprocess.run(
+        command("diva.generate", export, *given, "--max-new-tokens", "6", *options),
+        env=environment(shared_cache) | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "ends early" in done.stderr
+    lines = done.stdout.splitlines()
+    if options:
+        answers = [json.loads(line) for line in lines]
+        assert [answer["clip"] for answer in answers] == [str(clip) for clip in given]
+        assert [" ".join(answers[at]["answer"].split()) for at in (0, 3)] == [expected[0], expected[2]]
+    else:
+        escaped = [answer.encode("ascii", "backslashreplace").decode() for answer in expected]
+        assert [len(lines), lines[0], lines[2]] == [3, escaped[0], escaped[2]]
+
+
+@pytest.mark.faults
+@pytest.mark.integration
+def test_a_closed_pipe_ends_it_quietly(export, clips, shared_cache):
+    process = subprocess.Popen(
+        command("diva.generate", export, clips[0], "--max-new-tokens", "2"),
+        env=environment(shared_cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait(200) == 0
+    assert "BrokenPipe" not in said
 
 
 def test_generate_puts_the_prompt_behind_the_clip_and_the_system_before(export, clips):

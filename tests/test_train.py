@@ -15,7 +15,7 @@ from command_line import command, environment, losses, metrics, run, run_ranks
 from safetensors.torch import load_file
 from tiny import write_release
 
-from diva.audio.waveform import pad_clips
+from diva.audio.frames import pad_clips
 from diva.data.corpora.common_voice import CommonVoice
 from diva.models.modeling import DivaForConditionalGeneration
 

@@ -1,1 +1,1 @@
-"""Bytes to waveforms to log-mel, and the arithmetic of frames."""
+"""Bytes to waveforms (`decoding`), waveforms to log-mel (`log_mel`), and the arithmetic of frames (`frames`)."""

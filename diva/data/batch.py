@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from diva.audio.waveform import SAMPLE_RATE, TAIL_SECONDS, tokens_read
+from diva.audio.frames import SAMPLE_RATE, TAIL_SECONDS, tokens_read
 from diva.data.manifest import Manifest, Skip
 from diva.errors import AudioFault
 
@@ -91,7 +91,7 @@ class SpeechDataset(Dataset[SpeechBatch]):
     A clip that cannot be decoded, or turns out longer than its bucket (a wrong entry in clip_durations.tsv),
     leaves its row empty and is named in `faults`: one bad file never ends a run. `heard=False` leaves out the
     waveforms of a manifest that is decoded, for those who have the encoder's frames of its clips. A transcript has at
-    most `max_tokens`, or as many as the clip has at `tokens_per_second` (`diva.audio.waveform.tokens_read`).
+    most `max_tokens`, or as many as the clip has at `tokens_per_second` (`diva.audio.frames.tokens_read`).
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from diva.audio.waveform import padded_samples
+from diva.audio.frames import padded_samples
 from diva.data.batch import EMPTY_ROW, BatchPlan, SpeechBatch
 from diva.errors import UserError
 
@@ -116,7 +116,7 @@ class BucketBatchSampler(Sampler[BatchPlan]):
     def padding_fraction(self, epoch: int) -> float:
         """Share of an epoch's samples that is padding up to the bucket's edge, empty rows included.
 
-        The silent tail that every clip has by design (`diva.audio.waveform.TAIL_SECONDS`) does not count.
+        The silent tail that every clip has by design (`diva.audio.frames.TAIL_SECONDS`) does not count.
         """
         _, buckets = self.plan(epoch)
         return 1.0 - float(self.durations.sum() / (self.edges[buckets].sum() * self.batch_size))

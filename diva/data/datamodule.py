@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from diva.audio.waveform import SAMPLE_RATE, WHISPER_SECONDS, padded_samples, tokens_read
+from diva.audio.frames import SAMPLE_RATE, WHISPER_SECONDS, padded_samples, tokens_read
 from diva.data.batch import SpeechBatch, SpeechDataset, transcript_fault, transcript_tokens
 from diva.data.bucketing import BucketBatchSampler, EvalBatchSampler, ResumableLoader, bucket_edges
 from diva.data.decoded import decode_once

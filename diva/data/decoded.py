@@ -19,13 +19,13 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from diva.audio.waveform import SAMPLE_RATE
-from diva.data.manifest import Manifest, Skip, StoredAudio
+from diva.audio.frames import SAMPLE_RATE
+from diva.data.manifest import Manifest, Skip, StoredAudio, listed_fault
 from diva.errors import AudioFault, UserError
 from diva.models.pretrained import cache_dir
 
 # Raise it when the same files would be decoded to other samples, or the layout of the folder changes.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BYTES_PER_SECOND = 2 * SAMPLE_RATE
 _FULL_SCALE = 32_768
 # Clips that go to a worker at a time, and below how many a pool costs more time than it saves.
@@ -209,6 +209,9 @@ def _read_decoded(manifest: Manifest, folder: Path) -> Manifest:
         raise UserError(f"the decoded audio in {folder} is damaged: delete that folder, it is made again")
     faults = {at: AudioFault(*fault) for at, *fault in json.loads((folder / "faults.json").read_text())}
     durations = (np.diff(offsets) / SAMPLE_RATE).astype(np.float32)
+    for at in np.flatnonzero(durations < manifest.durations):
+        if fault := listed_fault(float(durations[at]), float(manifest.durations[at])):
+            faults.setdefault(int(at), fault)
     decoded = replace(manifest, audio=DecodedAudio(file, offsets), rows=np.arange(len(manifest)))
     return _without_faults(decoded, durations, faults)
 

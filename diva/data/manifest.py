@@ -1,6 +1,5 @@
 """The one form that every corpus takes: a table of clips, a source of audio, and a list of what was left out."""
 
-import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,21 +11,24 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import soundfile
 
-from diva.audio.waveform import WHISPER_SECONDS, decode
+from diva.audio.decoding import decode, duration_of
+from diva.audio.frames import SAMPLE_RATE, WHISPER_SECONDS
 from diva.errors import AudioFault, UserError
 
 # Columns that every manifest has; a column of the corpus that happens to have such a name gets a prefix.
 _OWN_COLUMNS = ("clip_id", "text", "duration", "speaker")
+# Reasons that need an example to be understood.
+_UNCLEAR = ("damaged row", "unknown format")
 
 
 @dataclass(frozen=True)
 class Skip:
     """A clip that was left out, never silently.
 
-    `reason` is one of: empty text, missing text, missing file, damaged audio, silence, zero length, too long,
-    damaged row, torn archive (of many clips, one Skip).
+    `reason` is one of: empty text, missing text, missing file, damaged audio, unknown format, ends early, silence,
+    out of range, zero length, too long, damaged row, double name, torn archive (of many clips, one Skip).
+    `docs/faults.md` says what is done with which input.
     """
 
     clip_id: str
@@ -57,51 +59,45 @@ class StoredAudio(AudioSource, Protocol):
 
 @dataclass(frozen=True)
 class AudioFiles:
-    """One file a clip."""
+    """One file a clip, or one segment of a file."""
 
     folder: Path  # what relative paths start from
     paths: pa.Array | pa.ChunkedArray  # [n] string
     max_seconds: float = WHISPER_SECONDS
+    segments: np.ndarray | None = None  # [n, 2] float64: offset and duration in seconds, NaN for a whole file
 
     def path(self, row: int) -> Path:
         return self.folder / self.paths[int(row)].as_py()
 
     def waveform(self, row: int) -> np.ndarray:
-        return decode(self.path(row), self.max_seconds)
+        return decode(self.path(row), self.max_seconds, *self._segment(row))
 
     def seconds(self, row: int) -> float:
-        return header_seconds(self.path(row), self.max_seconds)
+        offset, duration = self._segment(row)
+        if duration is not None:
+            return duration
+        return duration_of(self.path(row), self.max_seconds, offset)
+
+    def _segment(self, row: int) -> tuple[float, float | None]:
+        """Where a clip begins in its file, and how long it lasts; None to the end."""
+        if self.segments is None or np.isnan(self.segments[row, 0]):
+            return 0.0, None
+        offset, duration = self.segments[row].tolist()
+        return offset, None if np.isnan(duration) else duration
 
     def fingerprint(self, rows: np.ndarray) -> str:
-        digest = sha256(f"{self.folder.resolve()} {self.max_seconds}".encode())
+        digest = sha256(os.fsencode(f"{self.folder.resolve()} {self.max_seconds}"))
         for row in rows:
             path = self.path(row)
             try:
                 stat = path.stat()
-                digest.update(f"\n{path.name}\t{path.parent}\t{stat.st_size}\t{stat.st_mtime_ns}".encode())
+                state = f"{path.name}\t{path.parent}\t{stat.st_size}\t{stat.st_mtime_ns}"
             except OSError as error:
-                digest.update(f"\n{path}\t{error.errno}".encode())
+                state = f"{path}\t{error.errno}"
+            digest.update(b"\n" + os.fsencode(state))
+        if self.segments is not None:
+            digest.update(self.segments[rows].tobytes())
         return digest.hexdigest()
-
-
-def header_seconds(source: Path | bytes, max_seconds: float) -> float:
-    """Duration by the header of a file or of encoded bytes.
-
-    Raises AudioFault (missing file, damaged audio, zero length, too long).
-    """
-    if isinstance(source, Path) and not source.is_file():
-        raise AudioFault("missing file", str(source))
-    name = "bytes" if isinstance(source, bytes) else str(source)
-    try:
-        info = soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else str(source))
-        seconds = info.frames / info.samplerate
-    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-        raise AudioFault("damaged audio", f"{name}: {error}") from error
-    if seconds <= 0:
-        raise AudioFault("zero length", f"{name} holds no samples")
-    if seconds > max_seconds:
-        raise AudioFault("too long", f"{name} lasts {seconds:.1f} s, the limit is {max_seconds:g} s")
-    return seconds
 
 
 @dataclass(frozen=True)
@@ -132,8 +128,11 @@ class Manifest:
         return self.clips["text"][int(index)].as_py()
 
     def waveform(self, index: int) -> np.ndarray:
-        """Float32 mono at 16 kHz, [S]. Raises AudioFault."""
-        return self.audio.waveform(int(self.rows[index]))
+        """Float32 mono at 16 kHz, [S]. Raises AudioFault, also where it is shorter than the corpus lists it."""
+        waveform = self.audio.waveform(int(self.rows[index]))
+        if fault := listed_fault(len(waveform) / SAMPLE_RATE, float(self.durations[index])):
+            raise fault
+        return waveform
 
     def column(self, name: str) -> list[str]:
         """All values of a column. Raises UserError for one that the corpus does not have."""
@@ -215,6 +214,7 @@ def sound_clips(
     durations = columns["duration"].to_numpy()
     known = (
         ("empty text", "the transcript is empty", pc.equal(columns["text"], "").to_numpy()),
+        ("empty text", "the transcript has no letter and no digit", _is_mute(columns["text"])),
         ("zero length", "its listed duration is 0 s", durations <= 0),
         ("too long", f"its listed duration is above {max_seconds:g} s", durations > max_seconds),
     )
@@ -228,6 +228,18 @@ def sound_clips(
     order = (*_OWN_COLUMNS, *(name for name in columns if name not in _OWN_COLUMNS))
     clips = pa.table({name: columns.pop(name).filter(kept) for name in order})
     return Manifest(clips, audio, np.flatnonzero(sound).astype(np.int64), every_skip, origin)
+
+
+def _is_mute(texts: pa.ChunkedArray) -> np.ndarray:
+    """Mask [n] of the texts without a letter or a digit of any script."""
+    return pc.invert(pc.match_substring_regex(texts, r"[\p{L}\p{N}]")).to_numpy()
+
+
+def listed_fault(seconds: float, listed: float) -> AudioFault | None:
+    """What is wrong with a clip that lasts much less than its corpus lists (NaN where it does not)."""
+    if seconds < 0.9 * listed - 0.2:
+        return AudioFault("ends early", f"it lasts {seconds:.2f} s, its listed duration is {listed:.2f} s")
+    return None
 
 
 def count_by_reason(skips: Iterable[Skip]) -> dict[str, int]:
@@ -257,15 +269,21 @@ def check_skipped(manifests: Mapping[str, Manifest], max_fraction: float, listed
         )
 
 
-def _counts(skips: Iterable[Skip]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in count_by_reason(skips).items())
+def _counts(skips: Sequence[Skip]) -> str:
+    """How many for each reason, with an example where the reason alone does not say what to mend."""
+    counts = []
+    for reason, count in count_by_reason(skips).items():
+        example = next(skip for skip in skips if skip.reason == reason)
+        such_as = f", such as {example.clip_id} ({example.detail})" if reason in _UNCLEAR else ""
+        counts.append(f"{count} {reason}{such_as}")
+    return ", ".join(counts)
 
 
 def write_skipped(path: str | Path, skips: Mapping[str, Iterable[Skip]]) -> None:
     """Write skipped.tsv: split, clip_id, reason, detail, one clip a line. `skips` by split."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write("split\tclip_id\treason\tdetail\n")
         for split, of_split in skips.items():
             for skip in of_split:

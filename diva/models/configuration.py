@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from diva.audio.waveform import tokens_read
+from diva.audio.frames import tokens_read
 from diva.errors import UserError
 from diva.models.encoder import Context
 

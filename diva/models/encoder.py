@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from diva.audio.waveform import SAMPLE_RATE, WHISPER_SECONDS, LogMel, valid_frames
+from diva.audio.frames import SAMPLE_RATE, WHISPER_SECONDS, valid_frames
+from diva.audio.log_mel import LogMel
 
 Context = Literal["bucket", "full"]
 

@@ -60,7 +60,7 @@ _REMOTE_CODE = {
             "converters",
         )
     },
-    "diva.audio.waveform": "audio",
+    **{f"diva.audio.{name}": name for name in ("frames", "log_mel", "decoding", "containers", "foreign")},
     "diva.errors": "errors",
 }
 _AUTO_MAP = {

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from diva.audio.waveform import longest_tokens_read
+from diva.audio.frames import longest_tokens_read
 from diva.models.adapter import GROUPED
 from diva.models.configuration import DivaConfig
 from diva.models.encoder import SpeechEncoder

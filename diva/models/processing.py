@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from diva.audio.waveform import SAMPLE_RATE, WHISPER_SECONDS, pad_clips, to_waveform, tokens_read, windows
+from diva.audio.decoding import to_waveform
+from diva.audio.frames import SAMPLE_RATE, WHISPER_SECONDS, pad_clips, tokens_read, windows
 from diva.errors import AudioFault, UserError
 from diva.models.prompts import Message, audio_parts, chat_pieces, encode, released_user_turn, user_turn
 

@@ -32,7 +32,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
-from diva.audio.waveform import SAMPLE_RATE, SAMPLES_PER_FRAME, TAIL_SECONDS
+from diva.audio.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, TAIL_SECONDS
 from diva.data.batch import SpeechBatch
 from diva.errors import UserError
 from diva.models.adapter import GROUPED, grouped_attention

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import torch
 from scipy.stats import norm
 
-from diva.audio.waveform import SAMPLE_RATE, WHISPER_SECONDS, padded_samples, valid_frames
+from diva.audio.frames import SAMPLE_RATE, WHISPER_SECONDS, padded_samples, valid_frames
 from diva.data.bucketing import assign_buckets, bucket_edges
 from diva.data.corpora.common_voice import CommonVoice
 from diva.data.corpora.spoken.corpus import SpokenMini

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from omegaconf import DictConfig
 
-from diva.audio.waveform import padded_samples
+from diva.audio.frames import padded_samples
 from diva.data.manifest import Manifest
 from diva.errors import UserError
 from diva.planning.counting import Batch, Figures, Work, bound_bytes

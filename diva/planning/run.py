@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from transformers import AutoModel
 
-from diva.audio.waveform import SAMPLE_RATE, padded_samples
+from diva.audio.frames import SAMPLE_RATE, padded_samples
 from diva.config import make
 from diva.data.decoded import BYTES_PER_SECOND
 from diva.errors import UserError

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperDecoderLayer
 
-from diva.audio.waveform import HOP_SAMPLES, SAMPLE_RATE, SAMPLES_PER_FRAME, pad_clips, to_waveform
+from diva.audio.decoding import to_waveform
+from diva.audio.frames import HOP_SAMPLES, SAMPLE_RATE, SAMPLES_PER_FRAME, pad_clips
 from diva.errors import UserError
 from diva.models.adapter import QFormerAdapter
 from diva.models.build import embedding_matrix

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from diva.audio.waveform import SAMPLE_RATE
+from diva.audio.frames import SAMPLE_RATE
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.serving.rows import Job, Row, RowEnds, RowSampling
 

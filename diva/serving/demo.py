@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from diva.audio.waveform import to_waveform
+from diva.audio.decoding import to_waveform
 from diva.errors import AudioFault, UserError
 from diva.models.load import load_model
 from diva.models.modeling import DivaForConditionalGeneration

@@ -1,16 +1,14 @@
 """A body -> a job: everything that can be wrong with a request is found here, before it meets the model."""
 
 import base64
-import io
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import soundfile
 
-from diva.audio.waveform import SAMPLE_RATE, decode, windows
+from diva.audio.decoding import container_of, decode
+from diva.audio.frames import SAMPLE_RATE, windows
 from diva.errors import AudioFault, UserError
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.serving.protocol import ApiError, AudioPart, ChatMessage, ChatRequest, InputAudio, parse
@@ -18,8 +16,6 @@ from diva.serving.rows import Job
 
 MAX_CLIPS = 64  # in one request: the shortest is padded to the longest, up to 30 s
 _FORMATS = {"wav": ("WAV", "WAVEX", "RF64"), "mp3": ("MP3", "MPEG")}  # libsndfile's names
-# Programs that write wav into a pipe put 2^31 or 2^32, less a little, for a size that they cannot know.
-_UNKNOWN_SIZE = 0x7FFF_0000
 
 
 @dataclass(frozen=True)
@@ -134,23 +130,7 @@ def _hear(audio: InputAudio, max_seconds: float) -> np.ndarray:
         raise ApiError(
             400, f"input_audio.data is no base64: {error}", param="messages", code="invalid_base64"
         ) from error
-    try:
-        header = soundfile.info(io.BytesIO(data))
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioFault("damaged audio", f"input_audio cannot be read: {error}") from error
-    if header.format not in _FORMATS[audio.format]:
-        raise AudioFault("damaged audio", f"input_audio says {audio.format} and is {header.format}")
-    if audio.format == "wav" and _cut_short(data):
-        raise AudioFault("damaged audio", "input_audio ends before its header says so")
+    container = container_of(data)
+    if container not in _FORMATS[audio.format]:
+        raise AudioFault("damaged audio", f"input_audio says {audio.format} and is {container}")
     return decode(data, max_seconds)
-
-
-def _cut_short(data: bytes) -> bool:
-    """Whether a wav file promises more samples than follow; libsndfile would take what is there."""
-    at = 12  # behind "RIFF", a size, "WAVE"
-    while at + 8 <= len(data):
-        name, size = struct.unpack_from("<4sI", data, at)
-        if name == b"data":
-            return at + 8 + size > len(data) and size < _UNKNOWN_SIZE
-        at += 8 + size + size % 2
-    return False

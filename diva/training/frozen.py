@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from diva.audio.waveform import SAMPLE_RATE, pad_clips, valid_frames
+from diva.audio.frames import SAMPLE_RATE, pad_clips, valid_frames
 from diva.data.batch import SpeechBatch, transcript_tokens
 from diva.data.decoded import DecodedAudio, build_once
 from diva.data.manifest import Manifest

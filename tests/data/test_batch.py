@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch.utils.data import DataLoader
 
-from diva.audio.waveform import SAMPLE_RATE, padded_samples
+from diva.audio.frames import SAMPLE_RATE, padded_samples
 from diva.data.batch import BatchPlan, SpeechBatch, SpeechDataset
 from diva.data.manifest import Manifest
 from diva.errors import AudioFault

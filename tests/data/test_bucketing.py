@@ -5,7 +5,7 @@ import pytest
 from calls import calls_of_diva
 from torch.utils.data import Dataset
 
-from diva.audio.waveform import padded_samples
+from diva.audio.frames import padded_samples
 from diva.data.batch import BatchPlan
 from diva.data.bucketing import BucketBatchSampler, EvalBatchSampler, ResumableLoader, bucket_edges
 from diva.errors import UserError

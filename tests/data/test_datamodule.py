@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from diva.audio.waveform import SAMPLE_RATE
+from diva.audio.frames import SAMPLE_RATE
 from diva.config import check_overrides
 from diva.data.datamodule import SpeechDataModule, token_limits
 from diva.data.manifest import Manifest, Skip

@@ -13,8 +13,8 @@ import soundfile
 
 from diva.data import decoded
 from diva.data.decoded import DecodedAudio, build_once, decode_once
-from diva.data.manifest import AudioFiles, Manifest, count_by_reason, sound_clips
-from diva.errors import UserError
+from diva.data.manifest import AudioFiles, Manifest, count_by_reason, sound_clips, write_skipped
+from diva.errors import AudioFault, UserError
 
 SECONDS = {"a.mp3": 0.4, "b.wav": 0.6, "c.flac": 0.5}
 
@@ -177,3 +177,28 @@ def test_build_once_is_all_or_nothing(tmp_path: Path):
     build_once(target, lambda folder: (folder / "file").touch())
     assert build_once(target, interrupted) == target
     assert [path.name for path in target.iterdir()] == ["file"]
+
+
+@pytest.mark.faults
+def test_a_clip_much_shorter_than_listed_ends_early(folder: Path):
+    """An mp3 without a header that breaks off between two frames looks whole; the corpus knows better."""
+    manifest = manifest_of(folder, list(SECONDS), [0.4, 1.2, 0.55])
+    for result in (decode_once(manifest, 1.0, 1), decode_once(manifest, 0.0, 1)):
+        faults = {skip.clip_id: skip.reason for skip in result.skipped}
+        for index in range(len(result)):
+            try:
+                result.waveform(index)
+            except AudioFault as fault:
+                faults[result.column("clip_id")[index]] = fault.reason
+        assert faults == {"b.wav": "ends early"}
+
+
+@pytest.mark.faults
+def test_a_folder_whose_name_is_not_utf8_is_decoded_and_its_faults_are_listed(folder: Path, tmp_path: Path):
+    odd = folder.rename(tmp_path / os.fsdecode(b"clips \xe9"))
+    result = decode_once(manifest_of(odd, ALL), 1.0, 1)
+    assert len(result) == len(SECONDS)
+    write_skipped(tmp_path / "skipped.tsv", {"train": result.skipped})
+    lines = (tmp_path / "skipped.tsv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1 + len(ALL) - len(SECONDS)
+    assert "clips \\udce9" in (tmp_path / "skipped.tsv").read_text(encoding="utf-8")

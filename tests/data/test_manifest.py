@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import soundfile
 
+from diva.audio.decoding import duration_of
 from diva.data.manifest import (
     AudioFiles,
     Manifest,
@@ -15,7 +16,6 @@ from diva.data.manifest import (
     StoredAudio,
     check_skipped,
     count_by_reason,
-    header_seconds,
     named_columns,
     sound_clips,
     write_skipped,
@@ -27,7 +27,7 @@ class Ramp:
     """Audio whose samples tell the row."""
 
     def waveform(self, row: int) -> np.ndarray:
-        return np.full(3, row, dtype=np.float32)
+        return np.full(16_000, row, dtype=np.float32)
 
 
 def strings(*values: str) -> pa.ChunkedArray:
@@ -112,8 +112,8 @@ def test_skipped_tsv_is_a_table_whatever_the_detail_says(tmp_path: Path):
 
 
 def test_audio_files_are_told_apart_by_place_size_and_time(tmp_path: Path):
-    soundfile.write(tmp_path / "a.wav", np.full(8_000, 0.5), 16_000)
-    soundfile.write(tmp_path / "b.flac", np.full(4_000, 0.5), 8_000)
+    soundfile.write(tmp_path / "a.wav", np.tile([0.5, -0.5], 4_000), 16_000)
+    soundfile.write(tmp_path / "b.flac", np.tile([0.5, -0.5, -0.5, 0.5], 1_000), 8_000)
     audio = AudioFiles(tmp_path, strings("a.wav", "b.flac", "gone.opus"))
     assert isinstance(audio, StoredAudio)
     assert not isinstance(Ramp(), StoredAudio)
@@ -127,7 +127,7 @@ def test_audio_files_are_told_apart_by_place_size_and_time(tmp_path: Path):
     assert audio.fingerprint(np.array([0, 1, 2])) != before
 
 
-def test_header_seconds_names_what_is_wrong(tmp_path: Path):
+def test_a_duration_names_what_is_wrong(tmp_path: Path):
     soundfile.write(tmp_path / "long.ogg", np.full(32_000, 0.5), 16_000, format="OGG", subtype="OPUS")
     soundfile.write(tmp_path / "none.wav", np.zeros(0), 16_000)
     (tmp_path / "junk.mp3").write_bytes(b"junk" * 100)
@@ -138,6 +138,6 @@ def test_header_seconds_names_what_is_wrong(tmp_path: Path):
         "gone.mp3": "missing file",
     }.items():
         with pytest.raises(AudioFault) as fault:
-            header_seconds(tmp_path / name, max_seconds=1.0)
+            duration_of(tmp_path / name, max_seconds=1.0)
         assert fault.value.reason == reason
-    assert header_seconds((tmp_path / "long.ogg").read_bytes(), max_seconds=2.0) == 2.0
+    assert duration_of((tmp_path / "long.ogg").read_bytes(), max_seconds=2.0) == 2.0

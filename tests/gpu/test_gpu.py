@@ -10,7 +10,7 @@ from command_line import Command, losses
 from tiny import noise
 
 from benchmarks.compilation import compile_parts
-from diva.audio.waveform import pad_clips
+from diva.audio.frames import pad_clips
 from diva.data.batch import SpeechBatch
 from diva.models.build import build, load_tokenizer
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig

@@ -9,7 +9,8 @@ import torch
 from tiny import TEMPLATE, make_tokenizer, noise
 
 from diva import DivaForConditionalGeneration
-from diva.audio.waveform import to_waveform, windows
+from diva.audio.decoding import to_waveform
+from diva.audio.frames import windows
 from diva.errors import AudioFault, UserError
 from diva.models.processing import AUDIO
 from diva.models.prompts import chat_pieces, released_user_turn, user_turn

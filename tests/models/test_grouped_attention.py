@@ -7,7 +7,7 @@ import torch
 from tiny import noise
 from torch.nn.functional import scaled_dot_product_attention
 
-from diva.audio.waveform import pad_clips
+from diva.audio.frames import pad_clips
 from diva.models.adapter import grouped_attention
 from diva.models.build import build, load_tokenizer
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tiny import noise
 from transformers import AutoModelForCausalLM, WhisperModel
 
-from diva.audio.waveform import pad_clips, padded_samples
+from diva.audio.frames import pad_clips, padded_samples
 from diva.errors import UserError
 from diva.models.adapter import GROUPED, pooling_matrix
 from diva.models.build import build, load_tokenizer, start_among_embeddings, start_from_shared_tokens

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 import diva
-from diva.audio.waveform import decode
+from diva.audio.decoding import decode
 from diva.errors import UserError
 from diva.models import pretrained
 from diva.models.pretrained import Wheel, resolve

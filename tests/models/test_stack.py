@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny import noise
 from transformers import AutoProcessor, WhisperModel
 
-from diva.audio.waveform import pad_clips
+from diva.audio.frames import pad_clips
 from diva.errors import UserError
 from diva.models.build import build, load_tokenizer, start_from_shared_tokens
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig

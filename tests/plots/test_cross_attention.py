@@ -6,7 +6,8 @@ import pytest
 import torch
 from tiny import noise
 
-from diva.audio.waveform import LogMel, pad_clips, valid_frames
+from diva.audio.frames import pad_clips, valid_frames
+from diva.audio.log_mel import LogMel
 from diva.errors import AudioFault, UserError
 from diva.models.adapter import MLPAdapter
 from diva.models.configuration import AdapterConfig

@@ -83,7 +83,7 @@ HOSTILE = {
     "infinite samples": (lambda: audio(bad_samples(np.inf)), "damaged_audio"),
     "no samples": (lambda: audio(wav(np.zeros(0))), "zero_length"),
     "silence": (lambda: audio(wav(np.zeros(8000))), "silence"),
-    "ten hours in the header": (lambda: audio(wav_of_ten_hours()), "damaged_audio"),
+    "ten hours in the header": (lambda: audio(wav_of_ten_hours()), "ends_early"),
     "eleven minutes": (lambda: audio(wav(np.full(660 * 1000, 0.1), 1000, "PCM_U8")), "too_long"),
     "a rate with a filter of gigabytes": (lambda: audio(wav(noise(0.5, 0), 1_048_573)), "damaged_audio"),
     "many clips": (lambda: body(messages=user(*[spoken(wav(noise(0.02, 0)))] * 65)), None),

@@ -7,7 +7,7 @@ import soundfile
 import torch
 from tiny import noise, write_release
 
-from diva.audio.waveform import pad_clips
+from diva.audio.frames import pad_clips
 from diva.data.batch import SpeechBatch
 from diva.data.corpora.common_voice import CommonVoice
 from diva.data.decoded import decode_once

@@ -13,7 +13,8 @@ from benchmarks.bench import both_losses, restate, transcripts
 from benchmarks.clips import LONGEST_SECONDS, SHORTEST_SECONDS, wanted_seconds, write_corpus
 from benchmarks.measure import Parts, in_turn
 from benchmarks.step import OurTraining, Variant
-from diva.audio.waveform import decode, pad_clips
+from diva.audio.decoding import decode
+from diva.audio.frames import pad_clips
 from diva.data.batch import SpeechBatch
 from diva.data.corpora.common_voice import CommonVoice
 from diva.errors import UserError

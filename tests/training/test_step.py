@@ -11,7 +11,7 @@ from tiny import noise
 
 from benchmarks.measure import Parts
 from benchmarks.step import OurTraining, Variant
-from diva.audio.waveform import pad_clips
+from diva.audio.frames import pad_clips
 from diva.data.batch import SpeechBatch
 from diva.models.build import build, load_tokenizer
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig

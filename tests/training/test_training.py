@@ -11,7 +11,7 @@ from command_line import losses, run, run_ranks
 from hydra.utils import instantiate
 from lightning import Trainer
 
-from diva.audio.waveform import pad_clips
+from diva.audio.frames import pad_clips
 from diva.config import check_overrides
 from diva.errors import UserError
 from diva.models.build import build, load_tokenizer

@@ -25,8 +25,8 @@ import pyarrow.ipc
 import rich.progress
 from rich.console import Console
 
-from diva.audio.waveform import WHISPER_SECONDS, decode
-from diva.data.manifest import header_seconds
+from diva.audio.decoding import decode, duration_of
+from diva.audio.frames import WHISPER_SECONDS
 from diva.errors import AudioFault, UserError
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -140,12 +140,12 @@ class TarAudio:
         return self._heard(row, decode)
 
     def seconds(self, row: int) -> float:
-        return self._heard(row, header_seconds)
+        return self._heard(row, duration_of)
 
     def fingerprint(self, rows: np.ndarray) -> str:
         digest = sha256(f"{self.max_seconds}".encode())
         for archive in self.archives:
-            digest.update(f"\n{identity(archive)}".encode())
+            digest.update(b"\n" + os.fsencode(identity(archive)))
         members = self.members.take(pa.array(rows))
         for name in ("archive", "offset", "size"):
             digest.update(members[name].to_numpy().tobytes())

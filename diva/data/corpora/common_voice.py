@@ -1,9 +1,11 @@
 """The official Common Voice release, of any language and year, as a folder, as its .tar.gz or as a .tar.
 
-Layout: RELEASE/LOCALE/clips/*.mp3, train.tsv, dev.tsv, test.tsv, validated.tsv, ... and clip_durations.tsv.
+Layout: RELEASE/LOCALE/clips/*.mp3, train.tsv, dev.tsv, test.tsv, validated.tsv, ... and clip_durations.tsv. Spontaneous
+Speech: RELEASE/audios/*.mp3 and one TSV file with the columns audio_file, transcription, duration_ms and split.
 """
 
 import codecs
+import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from diva.audio.waveform import WHISPER_SECONDS
+from diva.audio.frames import WHISPER_SECONDS
 from diva.data.corpora.archive import (
     TarAudio,
     TornArchive,
@@ -38,7 +40,13 @@ _BLOCK_BYTES = 4 << 20
 # A digest of the sentence, of no use once the sentence is there: 64 MB in a million rows.
 _UNREAD_COLUMNS = ("sentence_id",)
 # The other columns repeat their values, and hold each once: a million client ids would be 128 MB.
-_UNIQUE_COLUMNS = ("path", "sentence", "clip", "duration[ms]")
+_UNIQUE_COLUMNS = ("path", "sentence", "clip", "duration[ms]", "audio_file", "transcription", "duration_ms")
+# (clip, sentence) in a release of read and in one of spontaneous speech, and where their clips are.
+_COLUMNS = (("path", "sentence"), ("audio_file", "transcription"))
+_CLIPS = ("clips", "audios")
+_CONVERTED = (".wav", ".flac", ".ogg", ".opus")
+# Raise it when the same archive would be indexed differently.
+_INDEX_VERSION = 2
 _NOT_UTF8 = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -59,33 +67,60 @@ class CommonVoice:
         self.max_seconds = max_seconds
 
     def splits(self) -> list[str]:
-        """Every TSV file that has a `path` and a `sentence` column."""
-        tables = (tsv for tsv in self.folder.glob("*.tsv") if tsv.is_file())
-        return sorted(tsv.stem for tsv in tables if {"path", "sentence"} <= {*_header(tsv)})
+        """Every TSV file that lists clips and sentences, or the values of its column `split`.
+
+        Where validated.tsv is alone, it is parted into train, dev and test by speaker.
+        """
+        return sorted(self._tables())
 
     def manifest(self, split: str) -> Manifest:
-        """The clips of SPLIT.tsv. Raises UserError for a split that is not there, naming those that are."""
-        splits, tsv = self.splits(), self.folder / f"{split}.tsv"
-        if split not in splits:
+        """The clips of a split. Raises UserError for a split that is not there, naming those that are."""
+        tables = self._tables()
+        if split not in tables:
             raise UserError(
                 f"no split {split!r} in {self.folder} (a TSV file with the columns path and sentence),"
-                f" there are: {', '.join(splits) or 'none'}"
+                f" there are: {', '.join(sorted(tables)) or 'none'}"
             )
+        tsv, way = tables[split]
         skipped: list[Skip] = []
         columns = _read_tsv(tsv, skipped)
+        if way is not None:
+            rows = pa.array(_PARTS[way](tsv, columns, split))
+            columns = {name: columns[name].filter(rows) for name in columns}
+        path, sentence = next(pair for pair in _COLUMNS if {*pair} <= columns.keys())
         speaker = "client_id" if "client_id" in columns else None
-        columns = named_columns(columns, clip_id="path", text="sentence", speaker=speaker)
+        columns = named_columns(columns, clip_id=path, text=sentence, speaker=speaker)
+        columns["text"] = _without_escapes(columns["text"])
         listed = columns["clip_id"]
-        columns["duration"] = _listed_durations(self.folder / "clip_durations.tsv", listed)
+        if "duration_ms" in columns:
+            columns["duration"] = _seconds(columns["duration_ms"])
+        else:
+            columns["duration"] = _listed_durations(self.folder / "clip_durations.tsv", listed)
         audio, missing = self._find_audio(listed)
         damaged = pc.or_(*(pc.match_substring(columns[name], _NOT_UTF8) for name in ("clip_id", "text")))
-        where = self.archive.tar if self.archive else self.folder / "clips"
+        where = self.archive.tar if self.archive else _clips_folder(self.folder)
         faults = [
             ("damaged row", "its characters are not UTF-8", damaged.to_numpy()),
             ("missing file", f"not in {where}", missing),
         ]
         del listed
         return sound_clips(columns, audio, self.max_seconds, faults, skipped, str(tsv))
+
+    def _tables(self) -> dict[str, tuple[Path, str | None]]:
+        """Split -> its file, and which of its rows are meant: one of _PARTS, or None for all of them."""
+        found: dict[str, tuple[Path, str | None]] = {}
+        for tsv in sorted(tsv for tsv in self.folder.glob("*.tsv") if tsv.is_file()):
+            header = {*_header(tsv)}
+            if not any({*pair} <= header for pair in _COLUMNS):
+                continue
+            if "audio_file" in header and "split" in header:
+                values = pc.unique(_read_tsv(tsv, [])["split"].cast(pa.string())).to_pylist()
+                found |= {value: (tsv, "named") for value in values if value}
+            else:
+                found[tsv.stem] = (tsv, None)
+        if "validated" in found and not found.keys() & {"train", "dev", "test"}:
+            found |= dict.fromkeys(("train", "dev", "test"), (found["validated"][0], "by speaker"))
+        return found
 
     def _find_audio(self, listed: pa.ChunkedArray) -> tuple[AudioSource, np.ndarray]:
         """The audio of each listed path [n], and the mask [n] of those that are not there."""
@@ -94,8 +129,8 @@ class CommonVoice:
             found = _find_names(listed, members["name"].combine_chunks())
             audio: AudioSource = TarAudio((self.archive.tar,), members.take(found), self.max_seconds)
         else:
-            clips = self.folder / "clips"
-            names = _file_names(clips)
+            clips = _clips_folder(self.folder)
+            names = pa.concat_arrays([_file_names(clips), *_names_below(clips, listed)])
             found = _find_names(listed, names)
             audio = AudioFiles(clips, pa.chunked_array([names.take(found)]), self.max_seconds)
         return audio, found.is_null().to_numpy(zero_copy_only=False)
@@ -111,7 +146,7 @@ class _Archive:
 
     def clips(self, locale: Path) -> pa.Table:
         """The members in the folder clips/ of a locale, by their names in it."""
-        folder = f"{(locale / 'clips').relative_to(self.tables).as_posix()}/"
+        folder = f"{_clips_folder(locale).relative_to(self.tables).as_posix()}/"
         members = read_table(self.index)
         members = members.filter(pc.starts_with(members["name"], folder))
         names = pc.utf8_slice_codeunits(members["name"], len(folder))
@@ -125,7 +160,8 @@ _CLIP_SCHEMA = pa.schema(
 
 def _index(archive: Path) -> _Archive:
     """The archive's tables and where its clips lie, in the cache. Raises UserError for one that is damaged."""
-    name = f"{archive.name.split('.tar')[0]}-{sha256(identity(archive).encode()).hexdigest()[:12]}"
+    key = sha256(os.fsencode(f"{_INDEX_VERSION} {identity(archive)}")).hexdigest()[:12]
+    name = f"{archive.name.split('.tar')[0]}-{key}"
 
     def build(folder: Path) -> None:
         tar = plain_tar(archive, folder)
@@ -143,21 +179,40 @@ def _index(archive: Path) -> _Archive:
 def _clips(file: BinaryIO, tables: Path) -> Iterator[tuple[int, str, int, int]]:
     """The clips of a release, in the columns of the index; its tables are written below `tables` on the way."""
     tables.mkdir()
+    folders: set[str] = set()  # that hold clips
+    parents: set[str] = set()  # that hold tables
     for name, offset, size in read_members(file):
         parent, base = posixpath.split(name)
-        if posixpath.basename(parent) == "clips":
+        parts = parent.split("/")
+        if kinds := {*_CLIPS} & {*parts}:
+            folders.add("/".join(parts[: 1 + min(map(parts.index, kinds))]))
             yield 0, name, offset, size
-        elif base.endswith(".tsv") and (tables / name).resolve().is_relative_to(tables.resolve()):
-            (tables / parent / "clips").mkdir(parents=True, exist_ok=True)
+        elif base.endswith(".tsv") and _is_below(tables / name, tables):
+            (tables / parent).mkdir(parents=True, exist_ok=True)
+            parents.add(parent)
             file.seek(offset)
             (tables / name).write_bytes(file.read(size))
+    # Where the clips of a table are, and where they would be.
+    folders |= {
+        posixpath.join(parent, _CLIPS[0])
+        for parent in parents
+        if not folders & {posixpath.join(parent, kind) for kind in _CLIPS}
+    }
+    for folder in folders:
+        if _is_below(tables / folder, tables):
+            (tables / folder).mkdir(parents=True, exist_ok=True)
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def _choose_locale(root: Path, folder: Path, locale: str | None) -> Path:
     """The folder of the one locale asked for, or of the only one there is, in the `folder` that `root` stands for."""
     # The folder is a locale, or holds locales, or holds releases of them.
-    for clips in ("clips", "*/clips", "*/*/clips"):
-        if found := sorted(path.parent for path in folder.glob(clips) if any(path.parent.glob("*.tsv"))):
+    for depth in ("", "*/", "*/*/"):
+        beside = (path.parent for clips in _CLIPS for path in folder.glob(f"{depth}{clips}"))
+        if found := sorted({path for path in beside if any(path.glob("*.tsv"))}):
             break
     else:
         raise UserError(f"{root} is no Common Voice release: no folder in it holds clips/ and TSV files")
@@ -188,7 +243,7 @@ def _read_tsv(tsv: Path, skipped: list[Skip]) -> dict[str, pa.ChunkedArray]:
         raise UserError(
             f"{tsv} has more than one column named {doubled.pop()!r}: rename one in its first line"
         )
-    where = names.index("path") if "path" in names else 0
+    where = next((names.index(name) for name, _ in _COLUMNS if name in names), 0)
 
     def note_damaged(row: pyarrow.csv.InvalidRow) -> str:
         cells = row.text.split("\t")
@@ -230,16 +285,33 @@ def _file_names(folder: Path) -> pa.Array:
         raise UserError(f"cannot read the clips of the release in {folder}: {error.strerror}") from error
 
 
+def _names_below(folder: Path, listed: pa.ChunkedArray) -> list[pa.Array]:
+    """The files of the sub-folders that are named in the listed paths, by their names from `folder` on."""
+    deeper = listed.filter(pc.match_substring(listed, "/"))
+    parents = {posixpath.dirname(path) for path in deeper.to_pylist()}
+    found = []
+    for parent in sorted(parents):
+        inside = not posixpath.isabs(parent) and ".." not in parent.split("/")
+        if inside and "\0" not in parent and (folder / parent).is_dir():
+            names = _file_names(folder / parent)
+            found.append(pc.binary_join_element_wise(parent, names, "/").cast(pa.string()))
+    return found
+
+
 def _find_names(listed: pa.ChunkedArray, names: pa.Array) -> pa.Array:
     """The place in `names` of each listed path, int32 [n], null where there is none.
 
-    A name is found too when it differs in case or in Unicode form, or lacks its ending, as in the first releases.
+    A name is found too when it differs in case or in Unicode form, lacks its ending, as in the first releases, or has
+    that of a lossless format, as in those that others have converted.
     """
     where = pc.index_in(listed, names).combine_chunks()
-    for ending in ("", ".mp3"):
+    for ending, replaced in (("", ""), (".mp3", ""), *((ending, r"[.]mp3$") for ending in _CONVERTED)):
         if where.null_count:
             lost = where.is_null()
-            wanted = pc.binary_join_element_wise(_alike(listed.filter(lost)), ending, "")
+            stems = _alike(listed.filter(lost))
+            if replaced:
+                stems = pc.replace_substring_regex(stems, replaced, "")
+            wanted = pc.binary_join_element_wise(stems, ending, "")
             where = pc.replace_with_mask(where, lost, pc.index_in(wanted, _alike(names)).combine_chunks())
     return where
 
@@ -253,8 +325,59 @@ def _listed_durations(tsv: Path, listed: pa.ChunkedArray) -> pa.ChunkedArray:
     if not tsv.is_file() or not {"clip", "duration[ms]"} <= {*_header(tsv)}:
         return pa.chunked_array([np.full(len(listed), np.nan, dtype=np.float32)])
     columns = _read_tsv(tsv, [])
-    milliseconds = columns["duration[ms]"]
+    found = _seconds(columns["duration[ms]"]).take(pc.index_in(listed, columns["clip"]))
+    return pc.fill_null(found, np.nan).cast(pa.float32())
+
+
+def _seconds(milliseconds: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Float32 [n], NaN for what is no number."""
+    milliseconds = milliseconds.cast(pa.string())
     is_number = pc.match_substring_regex(milliseconds, r"^[0-9]{1,15}([.][0-9]+)?$")
     seconds = pc.divide(pc.if_else(is_number, milliseconds, None).cast(pa.float32()), 1000.0)
-    found = seconds.take(pc.index_in(listed, columns["clip"]))
-    return pc.fill_null(found, np.nan).cast(pa.float32())
+    return pc.fill_null(seconds, np.nan).cast(pa.float32())
+
+
+def _without_escapes(sentences: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Sentences that were written as CSV, a quotation mark doubled and all of it between two, as they were said."""
+    escaped = pc.match_substring_regex(sentences, r'^"(?:[^"]|"")*""(?:[^"]|"")*"$')
+    if not pc.any(escaped).as_py():
+        return sentences
+    inner = pc.replace_substring(pc.replace_substring_regex(sentences, r'^"|"$', ""), '""', '"')
+    return pc.if_else(escaped, inner, sentences)
+
+
+def _clips_folder(locale: Path) -> Path:
+    """Where the clips of a locale are."""
+    return next((locale / name for name in _CLIPS if (locale / name).is_dir()), locale / _CLIPS[0])
+
+
+def _rows_named(tsv: Path, columns: dict[str, pa.ChunkedArray], split: str) -> np.ndarray:
+    """Mask [n] of the rows whose column `split` says so."""
+    return pc.equal(columns["split"].cast(pa.string()), split).to_numpy()
+
+
+def _rows_of_speakers(tsv: Path, columns: dict[str, pa.ChunkedArray], split: str) -> np.ndarray:
+    """Mask [n] of the rows of a split made by speaker: dev and test have 5 % of the clips, and at least a speaker each.
+
+    The order of the speakers is that of their digests, the same wherever and whenever it is made.
+    """
+    if "client_id" not in columns:
+        raise UserError(
+            f"{tsv} has no column client_id, by which it could be parted into train, dev and test"
+        )
+    speakers = columns["client_id"].cast(pa.string())
+    counts = {row["values"]: row["counts"] for row in pc.value_counts(speakers).to_pylist()}
+    if len(counts) < 3:
+        raise UserError(f"{tsv} has {len(counts)} speakers, too few to be parted into train, dev and test")
+    order = sorted(counts, key=lambda speaker: sha256(speaker.encode()).digest())
+    parts: dict[str, list[str]] = {"dev": [], "test": [], "train": []}
+    for part in ("dev", "test"):
+        while not parts[part] or sum(counts[speaker] for speaker in parts[part]) < 0.05 * len(speakers):
+            if len(order) == (2 if part == "dev" else 1):
+                break
+            parts[part].append(order.pop(0))
+    parts["train"] = order
+    return pc.is_in(speakers, pa.array(parts[split], pa.string())).to_numpy()
+
+
+_PARTS = {"named": _rows_named, "by speaker": _rows_of_speakers}

@@ -10,15 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Audio, Dataset, DatasetDict, Value, load_dataset, load_from_disk
-from datasets.exceptions import DatasetsError
 from datasets.features.features import FeatureType
 
-from diva.audio.waveform import WHISPER_SECONDS, decode, to_mono_16khz
-from diva.data.manifest import Manifest, header_seconds, named_columns, sound_clips
+from diva.audio.decoding import decode, duration_of, to_mono_16khz, whole_numbers_to_float
+from diva.audio.frames import WHISPER_SECONDS
+from diva.data.manifest import Manifest, named_columns, sound_clips
 from diva.errors import AudioFault, UserError
 
 # What the speakers are called in the datasets in use; the first that is there is taken.
 _SPEAKER_COLUMNS = ("client_id", "speaker_id", "speaker")
+_NO_OFFSET = pa.array(["", "0", "0.0"])
 _PLAIN_TYPES = ("string", "large_string", "int", "uint", "float", "bool")
 
 
@@ -59,6 +60,11 @@ class HubDataset:
         _check_column(origin, dataset, "audio_column", self.audio_column, audible)
         _check_column(origin, dataset, "text_column", self.text_column, plain)
         columns = {name: _strings(dataset, name) for name in plain}
+        if "offset" in columns and pc.any(pc.invert(pc.is_in(columns["offset"], _NO_OFFSET))).as_py():
+            raise UserError(
+                f"{origin}: the column 'offset' says which part of the audio is meant, and is not read; remove it where"
+                " the audio is cut already, or write a JSONL manifest (data=jsonl), where it is read"
+            )
         speaker = next((name for name in _SPEAKER_COLUMNS if name in columns), None)
         columns = named_columns(columns, text=self.text_column, speaker=speaker)
         columns["clip_id"] = pa.chunked_array(
@@ -74,15 +80,23 @@ class HubDataset:
             if written is None:
                 return load_dataset(str(folder) if folder.is_dir() else self.path, self.name, split=split)
             saved = load_from_disk(str(written))
-        except (DatasetsError, pa.ArrowException, ValueError, OSError) as error:
-            # The library's own words name the splits and configurations that are there.
+        # What it raises is anything: RuntimeError for a script, ImportError for a package, KeyError for a feature.
+        except Exception as error:
+            # The library's own words name the splits and configurations that are there, its first error the cause.
+            said = dict.fromkeys(" ".join(str(one).split()) for one in (error, _first_cause(error)))
             raise UserError(
-                f"cannot load the dataset {self.path!r}, split {split!r}: {' '.join(str(error).split())}"
+                f"cannot load the dataset {self.path!r}, split {split!r}: {': '.join(said)}"
             ) from error
         parts = saved if isinstance(saved, DatasetDict) else {str(saved.split or "train"): saved}
         if split not in parts:
             raise UserError(f"no split {split!r} in {written}, there are: {', '.join(parts)}")
         return parts[split]
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return error
 
 
 def _written(folder: Path, name: str | None) -> Path | None:
@@ -127,7 +141,7 @@ class DatasetAudio:
     def seconds(self, row: int) -> float:
         audio = self._audio(row)
         if isinstance(audio, bytes | Path):
-            return header_seconds(audio, self.max_seconds)
+            return duration_of(audio, self.max_seconds)
         return self._check_length(*audio, row)
 
     def fingerprint(self, rows: np.ndarray) -> str:
@@ -171,7 +185,7 @@ def _samples(values: pa.ListScalar, rate: int | float | None, row: int) -> tuple
     if samples.ndim > 2 or not np.issubdtype(samples.dtype, np.number):
         raise AudioFault("damaged audio", f"row {row} holds {samples.dtype} {samples.shape}, no waveform")
     if np.issubdtype(samples.dtype, np.integer):
-        samples = samples / (np.iinfo(samples.dtype).max + 1.0)
+        samples = whole_numbers_to_float(samples)
     # Some write channels first; there are always fewer channels than samples.
     return samples.T if samples.ndim == 2 and samples.shape[0] < samples.shape[1] else samples, int(rate)
 

@@ -1,20 +1,26 @@
-"""A corpus of one's own: one JSON object a line with `audio` (a path), `text`, and `duration` in seconds if known."""
+"""A corpus of one's own: one JSON object a line with `audio` (a path), `text`, and `duration` in seconds if known.
+
+With `offset` (seconds) the clip is that segment of the file, as in NeMo's manifests: `duration` long, or to the end.
+`audio_filepath` is NeMo's name of `audio`.
+"""
 
 import codecs
 import json
 import math
 import os
 import re
+import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
 
-from diva.audio.waveform import WHISPER_SECONDS
+from diva.audio.frames import WHISPER_SECONDS
 from diva.data.manifest import AudioFiles, Manifest, Skip, list_files, named_columns, sound_clips
 from diva.errors import UserError
 
@@ -22,14 +28,19 @@ from diva.errors import UserError
 _BLOCK_BYTES = 1 << 20
 # Half of a surrogate pair can be written so, but is no character.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+# Keys that say which part of the audio is meant, in a way that is not read here.
+UNREAD = ("start", "end", "begin", "start_time", "end_time", "begin_time", "channel", "channel_selector")
+_NEMO = "_manifest.json"
+_NUMBERS = ("duration", "offset")
 _AS_TEXT = (pa.string(), pa.null(), pa.int64(), pa.bool_())
 
 
 class JsonlCorpus:
-    """`manifests` names the file of each split, or the folder that holds them as SPLIT.jsonl.
+    """`manifests` names the file of each split, or the folder that holds them as SPLIT.jsonl or SPLIT_manifest.json.
 
-    A path in `audio` is relative to the file that it stands in, or absolute. Every further key becomes a column
-    of strings. Raises UserError where a file is missing.
+    A path in `audio` is relative to the file that it stands in, or absolute; it may begin with ~ or file://, and its
+    Unicode form may be another than that of the file's name. Every further key becomes a column of strings, but a
+    line is skipped that has one of UNREAD. Raises UserError where a file is missing.
     """
 
     def __init__(
@@ -37,9 +48,12 @@ class JsonlCorpus:
     ):
         if isinstance(manifests, str | Path):
             folder = Path(manifests).expanduser()
-            self.files = {file.stem: file for file in sorted(folder.glob("*.jsonl"))}
+            nemo = {file.name.removesuffix(_NEMO): file for file in sorted(folder.glob(f"*{_NEMO}"))}
+            self.files = nemo | {file.stem: file for file in sorted(folder.glob("*.jsonl"))}
             if not self.files:
-                raise UserError(f"{folder} is no folder that holds a file SPLIT.jsonl, such as train.jsonl")
+                raise UserError(
+                    f"{folder} is no folder that holds a file SPLIT.jsonl or SPLIT_manifest.json, such as train.jsonl"
+                )
         else:
             self.files = {split: Path(file).expanduser() for split, file in manifests.items()}
         self.max_seconds = max_seconds
@@ -53,20 +67,26 @@ class JsonlCorpus:
             raise UserError(f"no file {file}, given for the split {split!r}")
         skipped: list[Skip] = []
         columns = _read(file, skipped)
-        seconds = columns.pop("duration").cast(pa.float32())
+        seconds, offsets = (columns.pop(name).to_numpy() for name in _NUMBERS)
         speaker = "speaker" if "speaker" in columns else None
         columns = named_columns(columns, clip_id="audio", text="text", speaker=speaker)
-        columns["duration"] = seconds
-        paths = columns["clip_id"]
-        faults = [("missing file", f"not there, seen from {file.parent}", _is_missing(file.parent, paths))]
-        audio = AudioFiles(file.parent, paths, self.max_seconds)
+        columns["duration"] = pa.chunked_array([seconds]).cast(pa.float32())
+        paths, missing = _find_files(file.parent, columns["clip_id"])
+        cut = ~np.isnan(offsets)
+        if cut.any():
+            columns["clip_id"] = _with_offsets(columns["clip_id"], offsets)
+        faults = [("missing file", f"not there, seen from {file.parent}", missing)]
+        segments = np.stack([offsets, seconds], axis=1) if cut.any() else None
+        audio = AudioFiles(file.parent, paths, self.max_seconds, segments)
         return sound_clips(columns, audio, self.max_seconds, faults, skipped, str(file))
 
 
 def _read(file: Path, skipped: list[Skip]) -> dict[str, pa.ChunkedArray]:
-    """The columns of the lines that can be used: `duration` float64, the others string; [n] each."""
+    """The columns of the lines that can be used: `duration` and `offset` float64, the others string; [n] each."""
     empty = pa.table({"audio": pa.array([], pa.string()), "text": pa.array([], pa.string())})
-    tables = [empty.append_column("duration", pa.array([], pa.float64()))]
+    for name in _NUMBERS:
+        empty = empty.append_column(name, pa.array([], pa.float64()))
+    tables = [empty]
     number = 1
     with file.open("rb") as opened:
         while lines := opened.readlines(_BLOCK_BYTES):
@@ -74,8 +94,7 @@ def _read(file: Path, skipped: list[Skip]) -> dict[str, pa.ChunkedArray]:
             number += len(lines)
     table = pa.concat_tables(tables, promote_options="permissive")
     return {
-        name: table[name] if name == "duration" else pc.fill_null(table[name], "")
-        for name in table.column_names
+        name: pc.fill_null(table[name], math.nan if name in _NUMBERS else "") for name in table.column_names
     }
 
 
@@ -92,21 +111,27 @@ def _block(lines: list[bytes]) -> pa.Table | None:
         )
     except (pa.ArrowException, UnicodeDecodeError):
         return None
+    if "audio" not in table.column_names:
+        table = table.rename_columns(
+            {"audio_filepath": "audio"} if "audio_filepath" in table.column_names else {}
+        )
     types = dict(zip(table.column_names, table.schema.types, strict=True))
-    seconds = types.pop("duration", pa.null())
+    numbers = {name: types.pop(name, pa.null()) for name in _NUMBERS}
     sound = (
         table.num_rows == rows
+        and not types.keys() & {*UNREAD}
         and all(types.get(name) == pa.string() and not table[name].null_count for name in ("audio", "text"))
         and all(kind in _AS_TEXT for kind in types.values())
-        and seconds in (pa.float64(), pa.int64(), pa.null())
+        and all(kind in (pa.float64(), pa.int64(), pa.null()) for kind in numbers.values())
     )
     if not sound:
         return None
     columns = {name: table[name].cast(pa.string()) for name in types}
-    if "duration" in table.column_names:
-        columns["duration"] = pc.fill_null(table["duration"].cast(pa.float64()), math.nan)
-    else:
-        columns["duration"] = pa.array(np.full(rows, math.nan))
+    for name in numbers:
+        given = table[name].cast(pa.float64()) if name in table.column_names else pa.nulls(rows, pa.float64())
+        columns[name] = pc.fill_null(given, math.nan)
+    if pc.any(pc.less(columns["offset"], 0.0)).as_py():
+        return None
     return pa.table(columns)
 
 
@@ -130,22 +155,46 @@ def _row(line: bytes) -> dict[str, str | float]:
     values = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
     if not isinstance(values, dict):
         raise ValueError("not a JSON object")
+    if "audio" not in values and "audio_filepath" in values:
+        values["audio"] = values.pop("audio_filepath")
     for name in ("audio", "text"):
         if not isinstance(values.get(name), str):
-            raise ValueError(f"no text under {name!r}")
-    seconds = values.pop("duration", None)
-    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+            raise ValueError(f"no text under {name!r}, there are: {', '.join(map(repr, values))}")
+    for name in UNREAD:
+        if values.get(name) is not None:
+            raise ValueError(
+                f"{name!r} says which part of the audio is meant, and is not read: write offset and duration in"
+                " seconds, or drop it where the audio is cut already"
+            )
+    seconds, offset = (values.pop(name, None) for name in _NUMBERS)
+    if offset is not None and not (_is_number(offset) and 0 <= offset < math.inf):
+        raise ValueError(f"the offset {offset!r} is no number of seconds")
     row: dict[str, str] = {}
     for name, value in values.items():
         row[name] = value if isinstance(value, str) else "" if value is None else json.dumps(value)
     if _SURROGATE.search(line):
         "".join([*row, *row.values()]).encode()
-    # What is no number is unknown; it is read from the audio later.
-    return row | {"duration": float(seconds) if is_number else math.nan}
+    # A duration that is no number is unknown; it is read from the audio later.
+    return row | {
+        "duration": float(seconds) if _is_number(seconds) else math.nan,
+        "offset": math.nan if offset is None else float(offset),
+    }
 
 
-def _is_missing(folder: Path, paths: pa.ChunkedArray) -> np.ndarray:
-    """Mask [n] of the paths at which there is no file."""
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _with_offsets(names: pa.ChunkedArray, offsets: np.ndarray) -> pa.ChunkedArray:
+    """The segments of a file under names of their own, FILE@SECONDS."""
+    named = zip(names.to_pylist(), offsets.tolist(), strict=True)
+    return pa.chunked_array(
+        [[name if math.isnan(at) else f"{name}@{at:g}" for name, at in named]], pa.string()
+    )
+
+
+def _find_files(folder: Path, listed: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
+    """The path of each listed file [n], and the mask [n] of those that are not there."""
 
     @lru_cache(maxsize=1024)
     def files_in(parent: str) -> set[str]:
@@ -154,5 +203,26 @@ def _is_missing(folder: Path, paths: pa.ChunkedArray) -> np.ndarray:
         except (OSError, ValueError):  # ValueError: a path with a NUL in it
             return set()
 
-    split = (os.path.split(path) for chunk in paths.chunks for path in chunk.to_pylist())
-    return np.fromiter((name not in files_in(parent) for parent, name in split), bool, len(paths))
+    @lru_cache(maxsize=1024)
+    def composed(parent: str) -> dict[str, str]:
+        return {unicodedata.normalize("NFC", name): name for name in files_in(parent)}
+
+    def find(path: str) -> str | None:
+        parent, name = os.path.split(path)
+        if name in files_in(parent):
+            return path
+        for form in (parent, *(unicodedata.normalize(form, parent) for form in ("NFC", "NFD"))):
+            if other := composed(form).get(unicodedata.normalize("NFC", name)):
+                return os.path.join(form, other)
+        return None
+
+    paths = [_local_path(path) for chunk in listed.chunks for path in chunk.to_pylist()]
+    found = [find(path) for path in paths]
+    missing = np.fromiter((path is None for path in found), bool, len(found))
+    return pa.chunked_array([pa.array(found, pa.string())]), missing
+
+
+def _local_path(path: str) -> str:
+    if path.startswith("file://"):
+        return unquote(path.removeprefix("file://").removeprefix("localhost"))
+    return os.path.expanduser(path) if path.startswith("~") else path

@@ -1,8 +1,10 @@
 """WebDataset shards: tar archives in which the files of a sample share a key, KEY.mp3 and KEY.txt or KEY.json."""
 
 import json
+import os
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from glob import glob
@@ -15,7 +17,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import track
 
-from diva.audio.waveform import WHISPER_SECONDS
+from diva.audio.frames import WHISPER_SECONDS
 from diva.data.corpora.archive import (
     Member,
     TarAudio,
@@ -25,13 +27,14 @@ from diva.data.corpora.archive import (
     read_table,
     write_rows,
 )
+from diva.data.corpora.jsonl import UNREAD
 from diva.data.decoded import build_once
 from diva.data.manifest import Manifest, Skip, sound_clips
 from diva.errors import AudioFault, UserError
 from diva.models.pretrained import cache_dir
 
 # Raise it when the same shards would be indexed differently.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 AUDIO_ENDINGS = ("mp3", "wav", "flac", "ogg", "opus")
 # In a pattern, it stands for the name of the split.
 SPLIT = "SPLIT"
@@ -72,7 +75,7 @@ class WebDataset:
         shards = self._shards(split)
         key = f"{FORMAT_VERSION} {self.text_key}\n" + "\n".join(map(identity, shards))
         folder = build_once(
-            cache_dir() / "shards" / sha256(key.encode()).hexdigest()[:32],
+            cache_dir() / "shards" / sha256(os.fsencode(key)).hexdigest()[:32],
             partial(_index, shards, self.text_key),
         )
         index = read_table(folder / "clips.arrow")
@@ -134,14 +137,23 @@ def _rows(shards: list[Path], text_key: str, skips: list[Skip]) -> Iterator[tupl
 def _samples(file: BinaryIO, shard: Path, skips: list[Skip]) -> dict[str, dict[str, Member]]:
     """The members of a shard by key and ending; as is customary, the ending begins at the name's first dot."""
     samples: dict[str, dict[str, Member]] = {}
+    seen: Counter[tuple[str, str]] = Counter()
     try:
         for member in read_members(file):
             folder, base = posixpath.split(member.name)
             stem, _, ending = base.partition(".")
             if stem:  # a name that begins with a dot is the file system's own
-                samples.setdefault(posixpath.join(folder, stem), {})[ending.lower()] = member
+                key, ending = posixpath.join(folder, stem), ending.lower()
+                seen[key, ending] += 1
+                samples.setdefault(key, {})[ending] = member
     except TornArchive as error:
         skips.append(Skip(shard.name, "torn archive", f"{shard}: {error}; clips behind it are lost"))
+    # Which text belongs to which audio of one name, nobody knows.
+    for key in dict.fromkeys(key for (key, _), count in seen.items() if count > 1):
+        times, name = max((seen[key, ending], member.name) for ending, member in samples.pop(key).items())
+        skips += [
+            Skip(f"{shard.stem}/{key}", "double name", f"{shard}: {name} is there {times} times")
+        ] * times
     return samples
 
 
@@ -156,6 +168,12 @@ def _audio(key: str, sample: dict[str, Member]) -> Member:
 def _values(file: BinaryIO, key: str, sample: dict[str, Member], text_key: str) -> tuple[str, str, float]:
     """Text, speaker and seconds (NaN if unknown). Raises AudioFault."""
     described = _json(file, sample["json"]) if "json" in sample else {}
+    for name in ("offset", *UNREAD):
+        if described.get(name):
+            raise AudioFault(
+                "damaged row",
+                f"{sample['json'].name}: {name!r} says which part of the audio is meant, and is not read",
+            )
     if "txt" in sample:
         text = _text(file, sample["txt"])
     elif "json" not in sample:

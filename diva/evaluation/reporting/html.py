@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 from jinja2 import Environment
 
-from diva.audio.waveform import SAMPLE_RATE
+from diva.audio.frames import SAMPLE_RATE
 from diva.errors import AudioFault
 from diva.evaluation.metrics import Metric, Unavailable, mean
 from diva.evaluation.reporting.bars import Bar, Panel, draw

@@ -21,7 +21,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from diva.audio.waveform import SAMPLE_RATE, windows
+from diva.audio.frames import SAMPLE_RATE, windows
 from diva.errors import UserError
 from diva.evaluation.labels import OnlyTokens, label_tokens
 from diva.evaluation.samples import Instruction, Sample

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForMultimodalLM, AutoProcessor, VoxtralProcessor
 from transformers.utils import is_mistral_common_available
 
-from diva.audio.waveform import SAMPLE_RATE
+from diva.audio.frames import SAMPLE_RATE
 from diva.errors import UserError
 from diva.evaluation.labels import NoLabel, which_label
 from diva.evaluation.samples import Instruction, Sample

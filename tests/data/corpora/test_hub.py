@@ -173,7 +173,8 @@ def test_columns_of_samples_become_clips_or_faults(tmp_path: Path):
 
 
 def test_decoded_integers_and_channels_are_scaled_and_mixed(tmp_path: Path):
-    stereo = np.stack([np.full(1_600, 16_384), np.zeros(1_600)]).astype(np.int16)
+    wave = np.tile([16_384, -16_384, 0, 0], 400)
+    stereo = np.stack([wave, np.roll(wave, 2)]).astype(np.int16)
     rows = [{"array": array.tolist(), "sampling_rate": 16_000} for array in (stereo, stereo.T)]
     features = Features(
         {
@@ -184,4 +185,37 @@ def test_decoded_integers_and_channels_are_scaled_and_mixed(tmp_path: Path):
     Dataset.from_dict({"audio": rows, "sentence": ["a", "b"]}, features=features).save_to_disk(tmp_path / "d")
     manifest = HubDataset(str(tmp_path / "d")).manifest("train")
     for index in range(2):
-        np.testing.assert_array_equal(manifest.waveform(index), np.full(1_600, 0.25, dtype=np.float32))
+        np.testing.assert_array_equal(
+            manifest.waveform(index), np.tile([0.25, -0.25], 800).astype(np.float32)
+        )
+
+
+@pytest.mark.faults
+def test_a_folder_of_an_old_script_is_one_line(tmp_path: Path):
+    folder = tmp_path / "speech"
+    folder.mkdir()
+    (folder / "speech.py").write_text("import datasets\n")
+    with pytest.raises(UserError, match=r"cannot load the dataset .*Dataset scripts are no longer supported"):
+        HubDataset(str(folder)).manifest("train")
+
+
+@pytest.mark.faults
+def test_the_cause_of_what_the_library_raises_is_said(monkeypatch: pytest.MonkeyPatch):
+    def load(*_, **__):
+        try:
+            raise ImportError("To support encoding audio data, please install 'torchcodec'.")
+        except ImportError as error:
+            raise RuntimeError("An error occurred while generating the dataset") from error
+
+    monkeypatch.setattr("diva.data.corpora.hub.load_dataset", load)
+    with pytest.raises(UserError, match=r"while generating the dataset: .*install 'torchcodec'"):
+        HubDataset("any/thing").manifest("train")
+
+
+@pytest.mark.faults
+def test_a_column_of_offsets_is_refused_by_name(tmp_path: Path):
+    speech(offset=[0.0, 1.5, 2.0, 3.0]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(UserError, match="the column 'offset' says which part of the audio is meant"):
+        HubDataset(str(tmp_path / "saved")).manifest("train")
+    speech(offset=[0.0] * 4).save_to_disk(tmp_path / "cut")
+    assert len(HubDataset(str(tmp_path / "cut"), max_seconds=1.0).manifest("train")) == 3

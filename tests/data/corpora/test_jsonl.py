@@ -2,15 +2,17 @@
 
 import json
 import random
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from diva.data.corpora.jsonl import JsonlCorpus, _block, _rows
-from diva.data.manifest import Skip, count_by_reason
-from diva.errors import UserError
+from diva.data.corpora.jsonl import UNREAD, JsonlCorpus, _block, _rows
+from diva.data.decoded import decode_once
+from diva.data.manifest import Skip, check_skipped, count_by_reason
+from diva.errors import AudioFault, UserError
 
 
 def clip(path: Path, seconds: float = 0.5) -> Path:
@@ -138,6 +140,10 @@ def test_the_fast_reader_sees_what_the_careful_one_sees(tmp_path: Path):
         keys = ["audio", "text", rng.choice([*["speaker"] * 9, "audio"]), "answer"]
         values = [rng.choice(odd) if rng.random() < wild else value for value in strings]
         pairs = [*zip(keys, values, strict=True), ("duration", rng.choice(durations))]
+        if rng.random() < 0.2:
+            pairs.append(
+                (rng.choice(["offset", "start", "channel", "audio_filepath"]), rng.choice(["0", "-1", '"x"']))
+            )
         kept = pairs if rng.random() < 0.9 else pairs[:-1]
         return "{" + ", ".join(f'"{key}": {value}' for key, value in kept) + "}"
 
@@ -158,3 +164,103 @@ def test_the_fast_reader_sees_what_the_careful_one_sees(tmp_path: Path):
                 assert ours == theirs, (name, lines)
             assert set(quick.column_names) == set(careful.column_names)
     assert fast > 100
+
+
+def rows(file: Path, *lines: dict) -> None:
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def stairs(path: Path) -> Path:
+    """Ten seconds, each louder than the one before."""
+    samples = np.repeat(np.arange(1, 11) / 20, 16_000) * np.tile([1, -1], 80_000)
+    soundfile.write(path, samples, 16_000)
+    return path
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("gigabytes", [0.0, 1.0])
+def test_rows_with_an_offset_are_segments_of_their_file(tmp_path: Path, gigabytes: float, monkeypatch):
+    monkeypatch.setenv("DIVA_CACHE", str(tmp_path / "cache"))
+    stairs(tmp_path / "long.wav")
+    rows(
+        tmp_path / "train.jsonl",
+        {"audio": "long.wav", "text": "third and fourth", "offset": 2, "duration": 2.0},
+        {"audio": "long.wav", "text": "last", "offset": 9.0},
+        {"audio": "long.wav", "text": "first", "offset": 0, "duration": 1},
+        {"audio": "long.wav", "text": "all"},
+        {"audio": "long.wav", "text": "behind the end", "offset": 9.5, "duration": 3},
+        {"audio": "long.wav", "text": "x", "offset": -1, "duration": 3},
+        {"audio": "long.wav", "text": "x", "offset": "2", "duration": 3},
+    )
+    manifest = JsonlCorpus(tmp_path).manifest("train")
+    assert manifest.column("clip_id")[:3] == ["long.wav@2", "long.wav@9", "long.wav@0"]
+    manifest = decode_once(manifest, gigabytes, 1)
+    heard, faults = {}, {skip.reason for skip in manifest.skipped}
+    for index in range(len(manifest)):
+        try:
+            waveform = np.abs(manifest.waveform(index))
+        except AudioFault as fault:
+            faults.add(fault.reason)
+        else:
+            heard[manifest.text(index)] = (len(waveform), waveform.min(), waveform.max())
+    assert faults == {"damaged row", "ends early"}
+    expected = {
+        "third and fourth": (32_000, 0.15, 0.2),
+        "last": (16_000, 0.5, 0.5),
+        "first": (16_000, 0.05, 0.05),
+        "all": (160_000, 0.05, 0.5),
+    }
+    assert heard.keys() == expected.keys()
+    for text, values in expected.items():
+        assert heard[text] == pytest.approx(values, abs=1e-3)
+    assert sum(skip.reason == "damaged row" for skip in manifest.skipped) == 2
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("key", UNREAD)
+def test_a_key_that_means_a_part_of_the_audio_is_refused_by_name(tmp_path: Path, key: str):
+    clip(tmp_path / "a.wav")
+    rows(
+        tmp_path / "train.jsonl",
+        {"audio": "a.wav", "text": "x", key: 1},
+        {"audio": "a.wav", "text": "x", key: None},
+    )
+    manifest = JsonlCorpus(tmp_path).manifest("train")
+    assert len(manifest) == 1
+    assert [skip.reason for skip in manifest.skipped] == ["damaged row"]
+    assert f"'{key}' says which part of the audio is meant" in manifest.skipped[0].detail
+
+
+@pytest.mark.faults
+def test_manifests_as_others_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    clip(tmp_path / "home" / "a.wav")
+    clip(tmp_path / "my clips" / "b.wav")
+    decomposed, composed = (unicodedata.normalize(form, "für/größe.wav") for form in ("NFD", "NFC"))
+    clip(tmp_path / decomposed)
+    (tmp_path / "NFC").mkdir()
+    clip(tmp_path / "NFC" / unicodedata.normalize("NFC", "é.wav"))
+    given = [
+        "~/a.wav",
+        f"file://{tmp_path}/my%20clips/b.wav",
+        composed,
+        unicodedata.normalize("NFD", "NFC/é.wav"),
+    ]
+    rows(
+        tmp_path / "train_manifest.json",
+        *({"audio_filepath": path, "text": path, "duration": 0.5} for path in given),
+    )
+    manifest = JsonlCorpus(tmp_path).manifest("train")
+    assert [skip.detail for skip in manifest.skipped] == []
+    assert manifest.column("clip_id") == given
+    for index in range(len(given)):
+        assert len(manifest.waveform(index)) == 8_000
+
+
+@pytest.mark.faults
+def test_a_missing_key_is_named_where_the_corpus_is_refused(tmp_path: Path):
+    rows(tmp_path / "train.jsonl", *({"path": "a.wav", "text": "x"} for _ in range(3)))
+    with pytest.raises(
+        UserError, match=r"3 damaged row, such as .*line 1: no text under 'audio', there are: 'path', 't"
+    ):
+        check_skipped({"train": JsonlCorpus(tmp_path).manifest("train")}, 0.05, "skipped.tsv")

@@ -306,3 +306,46 @@ def test_workers_read_clips_in_any_order(tmp_path: Path):
             expected = np.random.default_rng(seed).uniform(-0.3, 0.3, 8_000)
             np.testing.assert_allclose(batch.waveforms[row, :8_000], expected, atol=1e-4)
             assert bytes(batch.token_ids[row, :2].tolist()).decode() == manifest.text(position)
+
+
+@pytest.mark.faults
+def test_samples_of_one_name_are_refused_and_counted(tmp_path: Path):
+    """Two shards put together: what is read last would get the other's text."""
+    path = tmp_path / "train-0.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in [
+            ("a.wav", speech(0.5)),
+            ("a.txt", b"first"),
+            ("b.wav", speech(0.7)),
+            ("b.txt", b"sound"),
+            ("./a.WAV", speech(0.9)),
+            ("a.txt", b"second"),
+            ("c.txt", b"one"),
+            ("c.txt", b"other"),
+            ("c.wav", speech(0.5)),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    manifest = WebDataset(tmp_path).manifest("train")
+    assert texts(manifest) == ["sound"]
+    assert len(manifest.waveform(0)) == 11_200
+    assert [(skip.clip_id, skip.reason) for skip in manifest.skipped] == [
+        ("train-0/a", "double name"),
+        ("train-0/a", "double name"),
+        ("train-0/c", "double name"),
+        ("train-0/c", "double name"),
+    ]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("key", ["offset", "start", "channel"])
+def test_a_json_that_means_a_part_of_the_audio_is_refused_by_name(tmp_path: Path, key: str):
+    shard(
+        tmp_path / "train-0.tar",
+        {"a.wav": speech(), "a.json": json.dumps({"text": "x", key: 1.5}), **clips("b")},
+    )
+    manifest = WebDataset(tmp_path).manifest("train")
+    assert texts(manifest) == ["b"]
+    assert [skip.reason for skip in manifest.skipped] == ["damaged row"]
+    assert repr(key) in manifest.skipped[0].detail

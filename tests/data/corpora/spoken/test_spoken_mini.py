@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diva.audio.waveform import SAMPLE_RATE, decode
+from diva.audio.decoding import decode
+from diva.audio.frames import SAMPLE_RATE
 from diva.data.corpora.spoken import corpus as spoken_mini
 from diva.data.corpora.spoken.corpus import COLUMNS, SpokenMini, main, plan
 from diva.errors import UserError
