@@ -18,8 +18,8 @@ from rich.table import Table
 
 from diva.command import exit_codes, quieten
 from diva.config import check_overrides
+from diva.config.hydra_private import command_line
 from diva.errors import UserError
-from diva.hydra_private import command_line
 
 if TYPE_CHECKING:
     from diva.planning.duration import Phase

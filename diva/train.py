@@ -16,11 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from diva.command import exit_codes, fail
 from diva.config import CONFIG_DIR, check_command_line
+from diva.config.hydra_private import command_line
+from diva.config.targets import with_current_key
 from diva.errors import UserError
-from diva.hydra_private import command_line
 from diva.sweeps.folder import Pruned
 from diva.sweeps.local import end_with_sweep
-from diva.targets import with_current_key
 
 CONFIG_NAME = "train"
 

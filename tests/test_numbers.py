@@ -7,8 +7,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diva.config import CONFIG_DIR, check_overrides
+from diva.config.numbers import NUMBERS
 from diva.errors import UserError
-from diva.numbers import NUMBERS
 from tests.test_start import SLOW, python
 
 GROUPS = {"train": ("data", "model", "objective", "optimizer", "hardware", "logger", "sweep", "experiment")}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from diva.config import CONFIG_DIR
-from diva.targets import current, import_parameters, read_parameters
+from diva.config.targets import current, import_parameters, read_parameters
 from tests.command_line import environment
 from tests.test_targets import targets
 

@@ -9,9 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from diva.config import check_overrides, make
+from diva.config.targets import MOVED, current, with_current
 from diva.data.corpora.jsonl import JsonlCorpus
 from diva.errors import UserError
-from diva.targets import MOVED, current, with_current
 from diva.training.losses import Objective
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"

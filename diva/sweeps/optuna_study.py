@@ -22,8 +22,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from diva.config import make
+from diva.config.hydra_private import IntervalSweep, Override, RangeSweep
 from diva.errors import UserError
-from diva.hydra_private import IntervalSweep, Override, RangeSweep
 from diva.sweeps.folder import JOURNAL, TRIAL, Outcome, Pruned, SweepRun, write_outcome
 
 FIGURE = "val/kl"  # minimised, and what pruning goes by

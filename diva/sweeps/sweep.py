@@ -23,8 +23,8 @@ from rich.console import Console
 
 from diva import hydra_private
 from diva.config import CONFIG_DIR, check_overrides, make
+from diva.config.hydra_private import Override, composing
 from diva.errors import UserError
-from diva.hydra_private import Override, composing
 from diva.sweeps.folder import JOURNAL, SweepRun, find_runs, place_runs
 from diva.sweeps.table import gather, print_tables
 

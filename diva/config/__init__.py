@@ -11,13 +11,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diva.config.hydra_private import IntervalSweep, Override, command_line, composing, parse
+from diva.config.numbers import check_numbers
+from diva.config.targets import current, import_parameters, read_parameters, with_current, with_current_key
 from diva.errors import UserError
-from diva.hydra_private import IntervalSweep, Override, command_line, composing, parse
-from diva.numbers import check_numbers
-from diva.targets import current, import_parameters, read_parameters, with_current, with_current_key
 
 # In a clone `configs/` stands beside the package; an installed wheel carries it inside.
-_CANDIDATES = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+_CANDIDATES = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
 CONFIG_DIR = next((str(folder) for folder in _CANDIDATES if folder.is_dir()), str(_CANDIDATES[0]))
 _RESERVED = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 _DIFFERENCES_ONLY = {"experiment", "hydra"}  # groups whose files only change what others declare
