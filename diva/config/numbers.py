@@ -65,7 +65,7 @@ POSITIVE_OR_NULL = Number(float, 0, open_low=True, null=True)
 SHARE = Number(float, 0, 1)
 SEED = Number(int, 0, 2**32 - 1)
 # All devices, their number, or which ones: as Lightning takes them.
-DEVICES = Number(int, 1, other=r"-1|auto|\d+(,\d+)*,?|\[\d+(, \d+)*\]")
+DEVICES = Number(int, 1, other=r"-1|auto|[1-9]\d*|\d+(,\d+)*,|\d+(,\d+)+|\[\d+(, \d+)*\]")
 BETAS = Number(float, 0, 1, open_high=True, length=2)
 
 NUMBERS = {
