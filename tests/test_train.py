@@ -161,7 +161,7 @@ def test_a_run_stopped_in_its_last_validation_gets_its_figures(undisturbed, shar
     )
     last = folder / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(last, weights_only=True)
-    (times,) = [state for state in checkpoint["callbacks"].values() if "seconds" in state]
+    (times,) = [state for state in checkpoint["callbacks"].values() if "seconds_of_data" in state]
     times["seconds"] = 1000.0
     torch.save(checkpoint, last)
     done = run("diva.train", f"resume={folder}", cache=shared_cache, cwd=tmp_path)

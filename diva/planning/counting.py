@@ -88,9 +88,19 @@ class Work:
     recomputes: bool = False  # activation checkpointing
 
 
-def step(model: DivaForConditionalGeneration, batch: Batch, work: Work, mark: OnStage) -> None:
-    """One micro-batch through the step that trains or validates; what is in the tensors does not matter."""
-    speech, frozen = _speech(batch, model.prefix_ids.device), AtHand(model, batch, work)
+def step(
+    model: DivaForConditionalGeneration,
+    batch: Batch,
+    work: Work,
+    mark: OnStage,
+    speech: SpeechBatch | None = None,
+) -> None:
+    """One micro-batch through the step that trains or validates; what is in the tensors does not matter.
+
+    `speech` is a batch of these shapes that is there already.
+    """
+    speech = speech or _speech(batch, model.prefix_ids.device)
+    frozen = AtHand(model, batch, work)
     precision = torch.autocast(speech.tokens.device.type, work.autocast) if work.autocast else nullcontext()
     with precision, torch.set_grad_enabled(work.trains):
         if not work.trains:
@@ -242,6 +252,9 @@ def _tally(model: DivaForConditionalGeneration, batch: Batch, work: Work) -> tup
             parameter.grad = torch.zeros_like(parameter)
     flops: Figures = {}
     held: Figures = {}
+    speech = _speech(
+        batch, model.prefix_ids.device
+    )  # counted apart, as what a device holds of a step's clips
     with Tally(batch.tokens) as tally:
 
         def mark(stage: str) -> None:
@@ -249,7 +262,7 @@ def _tally(model: DivaForConditionalGeneration, batch: Batch, work: Work) -> tup
             held[stage] = tally.peak
             tally.peak = tally.bytes
 
-        step(model, batch, work, mark)
+        step(model, batch, work, mark, speech)
         held["end"] = tally.bytes
     return flops, held
 

@@ -146,6 +146,8 @@ def test_bucket_sampler_does_no_python_work_for_each_clip():
     assert len(batches) == 98
 
 
+@pytest.mark.parametrize("size", [1, 7, 33])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_validation_has_every_clip_once_shortest_first_on_ranks_of_equal_length(size, world_size):
     durations = log_normal(size)
     edges = bucket_edges(durations, 4)

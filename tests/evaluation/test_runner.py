@@ -24,7 +24,11 @@ class Clips:
         return np.full(row + 1, row, dtype=np.float32)
 
 
-MANIFEST = Manifest(pa.table({"clip_id": [str(i) for i in range(10)]}), Clips(), np.arange(10))
+MANIFEST = Manifest(
+    pa.table({"clip_id": [str(i) for i in range(10)], "duration": pa.array([np.nan] * 10, pa.float32())}),
+    Clips(),
+    np.arange(10),
+)
 ITEMS = [Sample(str(row), row, (f"right {row}",), f"said {row}") for row in range(10)]
 
 
