@@ -189,7 +189,12 @@ def test_the_documented_plan_is_what_the_command_prints(tmp_path):
     assert done.returncode == 0, done.stderr
     title, _, printed = done.stdout.partition("\n")
     assert title == " ".join(arguments)
-    assert words(printed) == words(said)
+    # But for the machine's own memory, of which the interpreter that counts has a part.
+    assert words(without_host(printed)) == words(without_host(said))
+
+
+def without_host(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if "memory of each machine" not in line)
 
 
 @pytest.mark.integration
