@@ -21,8 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from diva import hydra_private
-from diva.config import CONFIG_DIR, check_overrides, make
+from diva.config import CONFIG_DIR, check_overrides, hydra_private, make
 from diva.config.hydra_private import Override, composing
 from diva.errors import UserError
 from diva.sweeps.folder import JOURNAL, SweepRun, find_runs, place_runs

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from diva import hydra_private
+from diva.config import hydra_private
 from diva.errors import UserError
 from diva.sweeps.folder import Outcome, write_outcome
 from diva.sweeps.optuna_study import Study, distribution
