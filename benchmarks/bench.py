@@ -20,6 +20,7 @@ from benchmarks.step import OurTraining, Variant, training_step
 from diva.audio.decoding import decode
 from diva.audio.frames import SAMPLE_RATE, TAIL_SECONDS
 from diva.config import check_overrides, make
+from diva.config.precision import autocast_dtype
 from diva.data.batch import SpeechBatch
 from diva.data.datamodule import SpeechDataModule
 from diva.data.decoded import build_once
@@ -59,7 +60,8 @@ class Bench:
         tokenizer = load_tokenizer(model_config.llm.name)
         torch.manual_seed(config.seed)
         model = build(model_config, tokenizer).train()
-        ours, once = OurTraining(model, torch.bfloat16), Parts()
+        autocast = autocast_dtype(config.hardware.precision)
+        ours, once = OurTraining(model, autocast), Parts()
         with _fresh_cache() as cache:
             data = make_data(config.data, tokenizer, model_config.adapter, cache)
             with once("decode"):
@@ -82,7 +84,7 @@ class Bench:
             folder=folder,
             batches=batches,
             ours=ours,
-            published=restate(model, torch.bfloat16),
+            published=restate(model, autocast),
             optimizers={fused: algorithm(parameters, fused=fused) for fused in (True, False)},
             seconds_once={name: seconds / len(data.train) for name, seconds in once.seconds.items()},
         )

@@ -23,7 +23,7 @@ from diva.sweeps.folder import TRIAL
 from diva.training.callbacks import LastCheckpoint, RunProgress, Throughput
 from diva.training.checkpoints import StreamedCheckpointIO
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
-from diva.training.distributed.checks import check_hardware, refusals
+from diva.training.distributed.checks import check_hardware, precision_note, refusals
 from diva.training.distributed.fsdp import SampleResponsesTogether, gather_adapter
 from diva.training.metrics_file import MetricsFile
 from diva.training.model_card import write_card
@@ -38,6 +38,8 @@ def train(config: DictConfig, folder: Path) -> float | None:
     seed_everything(config.seed, workers=True, verbose=False)
     check_hardware(config)
     record = RunRecord(folder, config, started)
+    if note := precision_note(config.hardware):
+        record.say(note)
     throughput = Throughput()
     responses = SampleResponsesTogether(folder, config.sample_responses)
     callbacks = [

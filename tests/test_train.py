@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import command, environment, losses, metrics, run, run_ranks
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tiny import write_release
 
 from diva.audio.frames import pad_clips
+from diva.config.precision import autocast_dtype
 from diva.data.corpora.common_voice import CommonVoice
 from diva.models.modeling import DivaForConditionalGeneration
 
@@ -78,10 +80,11 @@ def test_validation_figures_are_means_over_the_held_out_clips(undisturbed: Path,
     model = DivaForConditionalGeneration.from_pretrained(undisturbed)
     tokenizer, embeddings = model.processor.tokenizer, model.llm.get_input_embeddings().weight
     manifest = CommonVoice(str(tiny_release)).manifest("dev")
+    autocast = autocast_dtype(OmegaConf.load(undisturbed / "config.yaml").hardware.precision)
     aligned, agreement, kl = [], [], []
     for clip in range(len(manifest)):
         ids = torch.tensor(tokenizer(manifest.text(clip), add_special_tokens=False)["input_ids"])
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.no_grad(), torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
             v = model.virtual_tokens(*pad_clips([manifest.waveform(clip)]))[0].float()
             student = model.logits(model.student_states(v.unsqueeze(0)))[0]
         teacher = model.logits(model.teacher_states(ids.unsqueeze(0), torch.tensor([len(ids)])))[0]

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diva.config.hydra_private import IntervalSweep, Override, command_line, composing, parse
 from diva.config.numbers import check_numbers
+from diva.config.precision import register
 from diva.config.targets import current, import_parameters, read_parameters, with_current, with_current_key
 from diva.errors import UserError
 
@@ -23,6 +24,8 @@ _RESERVED = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 _DIFFERENCES_ONLY = {"experiment", "hydra"}  # groups whose files only change what others declare
 # Mappings whose keys are the user's to choose.
 _FREE = {"data.val_splits", "logger", "sweep.runner.parameters"}
+
+register()
 
 
 def make(config: Any, **options: Any) -> Any:

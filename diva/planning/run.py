@@ -11,6 +11,7 @@ from transformers import AutoModel
 
 from diva.audio.frames import SAMPLE_RATE, padded_samples
 from diva.config import make
+from diva.config.precision import autocast_dtype
 from diva.data.decoded import BYTES_PER_SECOND
 from diva.errors import UserError
 from diva.models.configuration import DivaConfig
@@ -29,7 +30,8 @@ from diva.training.distributed.devices import Device, devices_per_node, find_dev
 from diva.training.frozen import Precompute, frames_bytes
 from diva.training.losses import Objective
 
-_PRECISIONS = {"16": torch.float16, "bf16": torch.bfloat16}
+# Lightning's precisions in which the adapter's weights themselves are not float32.
+_TRUE = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -101,16 +103,14 @@ class Run:
         """What a step does once everything in the objective has begun."""
         distilled = self.objective.distilled_steps(self.config.max_steps)
         precision = str(self.config.hardware.precision)
-        kind = _PRECISIONS.get(precision.split("-")[0])
-        true = precision.endswith("true") and kind is not None
         return Work(
             aligns=self.objective.align_weight > 0,
             distills=self.objective.distills_at(self.config.max_steps),
             frames_at_hand=self.caches_frames,
             teacher_at_hand=self.precompute.caches_teacher(self.lengths.clips, self._clips_of(distilled)),
             accumulates=self.rows > self.micro_batch,
-            autocast=None if true else kind,
-            adapter_dtype=kind if true and kind else torch.float32,
+            autocast=autocast_dtype(precision),
+            adapter_dtype=_TRUE.get(precision, torch.float32),
             accelerator=self.device.accelerator,
             recomputes=self.config.hardware.activation_checkpointing,
         )

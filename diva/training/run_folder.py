@@ -72,7 +72,7 @@ class RunRecord(Callback):
 
     @rank_zero_only
     def say(self, text: str) -> None:
-        Console(stderr=True).print(text, highlight=False)
+        Console(stderr=True).print(text, highlight=False, markup=False)
 
     @rank_zero_only
     def say_parameters(self, model: DivaForConditionalGeneration) -> None:

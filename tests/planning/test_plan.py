@@ -200,11 +200,7 @@ def without_host(text: str) -> str:
 @pytest.mark.integration
 def test_a_small_model_is_timed_on_this_machine(tiny_overrides, tmp_path):
     file = tmp_path / "plan.json"
-    # In float32: CPUs without bfloat16 of their own multiply it a hundred times as slowly, and then nothing is quick.
-    exact = ["hardware.precision=32-true", "model.frozen_dtype=float32"]
-    done = run_command(
-        "diva.plan", *tiny_overrides, *exact, f"plan.json={file}", cache=tmp_path, cwd=tmp_path
-    )
+    done = run_command("diva.plan", *tiny_overrides, f"plan.json={file}", cache=tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "timed now" in done.stdout.replace("\n", " ")
     seconds = {phase["name"]: phase["seconds"] for phase in json.loads(file.read_text())["phases"]}

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
+from diva.config.precision import cpu_has_bfloat16
 from diva.errors import UserError
 from diva.training.distributed.devices import is_sharded
 
@@ -22,8 +23,6 @@ def check_hardware(config: DictConfig) -> None:
 
 def check_settings(config: DictConfig) -> None:
     """Raise UserError where settings contradict the hardware, be it here or not, or make no sense on any."""
-    if config.hardware.micro_batch_size < 1:
-        raise UserError(f"hardware.micro_batch_size={config.hardware.micro_batch_size} must be at least 1")
     on_tpu, sharded = config.hardware.accelerator == "tpu", is_sharded(config.hardware.strategy)
     if (on_tpu or sharded) and (config.precompute.teacher_states or config.precompute.encoder_frames_gb > 0):
         reason = "XLA compiles every shape anew" if on_tpu else "one rank alone has no whole LLM"
@@ -40,6 +39,18 @@ def check_settings(config: DictConfig) -> None:
         )
     if config.optimizer.algorithm.get("fused"):
         raise UserError("XLA has no fused optimizers: set optimizer.algorithm.fused=false")
+
+
+def precision_note(hardware: DictConfig) -> str:
+    """One line for a user whose CPU has no bfloat16 instructions; empty where there is nothing to say."""
+    if hardware.accelerator != "cpu" or cpu_has_bfloat16():
+        return ""
+    if hardware.precision == "32-true":
+        return "this CPU has no bfloat16 instructions: training in float32 (hardware.precision=32-true)"
+    return (
+        f"this CPU has no bfloat16 instructions: hardware.precision={hardware.precision} is up to 100 times slower"
+        " than 32-true here"
+    )
 
 
 @contextmanager
