@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from diva.data.batch import SpeechBatch
-from diva.models.build import embedding_matrix
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import embedding_matrix
 from diva.training import metrics
 from diva.training.frozen import FrozenParts
 from diva.training.losses import align_distances, distill_distances, last_virtual_tokens
