@@ -83,6 +83,8 @@ def resume_arguments(arguments: list[str]) -> list[str]:
 
     check_resumable(run / "checkpoints" / "last.ckpt")
     given_anew = {argument.partition("=")[0].lstrip("+~") for argument in arguments}
+    if "model.start_from" in given_anew:
+        raise UserError(f"resume={folder} goes on with the run's own weights: leave out model.start_from")
     stored = (with_current_key(str(override)) for override in OmegaConf.load(run / "overrides.yaml"))
     kept = [override for override in stored if override.partition("=")[0].lstrip("+~") not in given_anew]
     return [*kept, *arguments, into]
