@@ -64,7 +64,8 @@ def test_a_run_starts_from_anothers_adapter_and_resumes_without_it(
     assert f"start_from: {source}" in (folder / "config.yaml").read_text()
     expected = load_file(source / "model.safetensors")
     shutil.rmtree(source)
-    done = run("diva.train", f"resume={folder}", "max_steps=2", cache=shared_cache, cwd=tmp_path)
+    again = [f"resume={folder}", f"model.start_from={source}", "max_steps=2"]  # as a sweep does it
+    done = run("diva.train", *again, cache=shared_cache, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "the adapter starts from" not in done.stderr
     found = load_file(folder / "export" / "model.safetensors")

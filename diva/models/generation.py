@@ -118,7 +118,8 @@ class SpokenGenerationMixin(GenerationMixin):
         if before is not None:
             known = before.sequences[:, :-1]  # the last token has been said but not read
             cache = copy.deepcopy(before.past_key_values)  # which may have gone on since, or go on elsewhere
-            cache.crop(known.shape[1])
+            if since := cache.get_seq_length() - known.shape[1]:
+                cache.crop(-since)
             ids = torch.cat([known, ids], dim=1)
             embeddings = torch.cat([self.embed(known), embeddings], dim=1)
         inputs, start = {"inputs_embeds": embeddings}, ids.shape[1]

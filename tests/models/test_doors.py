@@ -12,7 +12,6 @@ import torch
 from hub_cache import shard
 from released_layouts import CLIP, LLAMA, QWEN, SMALL, WHISPER, answers, frozen_parts, torch_weights
 from starlette.testclient import TestClient
-from transformers import AutoModel
 
 from diva import generate
 from diva.errors import AudioFault, UserError
@@ -68,10 +67,6 @@ def in_python(name: str, parts: dict[str, str], clip: np.ndarray) -> str:
     return load_model(name, **parts).generate([clip], max_new_tokens=6)[0]
 
 
-def by_auto_class(name: str, parts: dict[str, str], clip: np.ndarray) -> str:
-    return AutoModel.from_pretrained(name, dtype="float32", **parts).generate([clip], max_new_tokens=6)[0]
-
-
 def in_evaluation(name: str, parts: dict[str, str], clip: np.ndarray) -> str:
     sample = Sample("0", 0, ("x",), "stop", waveform=clip)
     return Diva(name, **parts).answer([sample], Instruction(), 6)[0]
@@ -122,14 +117,13 @@ def on_the_command_line(tmp_path, monkeypatch, capsys) -> Callable:
     return ask
 
 
-DOORS = ["python", "auto class", "evaluation", "http", "demo", "command line"]
+DOORS = ["python", "evaluation", "http", "demo", "command line"]
 
 
 @pytest.fixture(params=DOORS)
 def door(request) -> Callable:
     plain = {
         "python": in_python,
-        "auto class": by_auto_class,
         "evaluation": in_evaluation,
         "http": over_http,
     }

@@ -87,7 +87,7 @@ def test_a_stream_ends_with_the_answer(model):
 
 def test_a_stream_goes_on_from_earlier_outputs(model):
     """The second turn's states are those of one forward pass over both turns."""
-    *_, (_, before) = model.generate_stream(CLIP, "stop", max_new_tokens=4, return_outputs=True)
+    *_, (_, before), _ = model.generate_stream(CLIP, "stop", max_new_tokens=5, return_outputs=True)
     known = before.sequences[:, :-1]
     turn = model.processor.spoken_turns([OTHER], ["stop"])
     first = model.processor.spoken_turns([CLIP], ["stop"])
