@@ -19,12 +19,13 @@ _MODULES = (
     "parts",
     "adapter",
     "encoder",
-    "files",
+    "folders",
     "released",
     "remote_code",
     "pretrained",
     *(f"../audio/{name}" for name in ("frames", "log_mel", "decoding", "containers", "foreign")),
     "../errors",
+    "../files",
 )
 AUTO_MAP = {
     "AutoConfig": "configuration.DivaConfig",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from diva.errors import UserError
 from diva.models.configuration import DivaConfig
-from diva.models.files import export_folder, read
+from diva.models.folders import export_folder, read
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.released import Checkpoint, same_weights
 

@@ -97,7 +97,7 @@ class Spy:
 def test_of_shards_only_the_adapter_is_read(hub, authors, expected, tiny_whisper, tiny_llm, monkeypatch):
     shard(authors, frozen_parts(tiny_whisper, tiny_llm))
     put(hub, DIVA, authors)
-    monkeypatch.setattr("diva.models.files.safe_open", Spy)
+    monkeypatch.setattr("diva.models.folders.safe_open", Spy)
     assert answers(load_model(DIVA)) == expected
     assert len(adapter_files(authors)) == 4
     assert Spy.asked

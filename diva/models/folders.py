@@ -6,7 +6,6 @@ beside it. What the published layouts mean is in `released`.
 """
 
 import json
-import os
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..errors import UserError
+from ..files import written_whole
 from .configuration import DivaConfig
 from .pretrained import ADAPTER_WEIGHTS, FORK_FILES, adapter_files, is_fork, resolve
 from .released import ENCODER, QFORMERS, Checkpoint, State, from_released, is_released
@@ -84,6 +84,6 @@ def write(folder: Path, config: dict[str, Any], state: State) -> None:
     """Weights and config.json, which comes last: with it the folder is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    save_file(tensors, folder / f"{WEIGHTS}.tmp", metadata={"format": "pt"})
-    os.replace(folder / f"{WEIGHTS}.tmp", folder / WEIGHTS)
+    with written_whole(folder / WEIGHTS) as file:
+        save_file(tensors, file, metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
