@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -16,6 +15,7 @@ from diva.errors import UserError
 from diva.models.adapter import MLPAdapter, QFormerAdapter
 from diva.models.configuration import AdapterConfig, DivaConfig
 from diva.models.encoder import SpeechEncoder
+from diva.models.llm import Embeddings, load_llm
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.pretrained import resolve
 from diva.models.processing import DivaProcessor
@@ -41,7 +41,7 @@ def build(
     Without `start` the adapter's weights are random, for the caller to load others.
     """
     dtype = getattr(torch, config.frozen_dtype)
-    llm = AutoModelForCausalLM.from_pretrained(
+    llm = load_llm(
         resolve(config.llm.name),
         dtype=dtype,
         attn_implementation=config.llm.attention,
@@ -50,7 +50,7 @@ def build(
     whisper = WhisperModel.from_pretrained(
         resolve(config.encoder.name), dtype=torch.float32, attn_implementation="sdpa"
     )
-    vocabulary, width = embedding_matrix(llm).shape
+    vocabulary, width = Embeddings(llm).shape
     adapter = make_adapter(config.adapter, whisper, width)
     if start:
         start_adapter(config, adapter, whisper, llm, tokenizer)
@@ -62,6 +62,7 @@ def build(
         audio_token_id=vocabulary,
         system_prompt=config.llm.system_prompt,
         prompt_layout=config.llm.prompt_layout,
+        template_kwargs=config.llm.template_kwargs,
     )
     return cls(config, encoder, adapter, llm, processor).eval()
 
@@ -90,16 +91,9 @@ def start_adapter(
     if config.adapter.init == "whisper" and isinstance(adapter, QFormerAdapter):
         load_whisper_decoder(adapter, whisper)
     if config.adapter.projection_init != "default":
-        start_among_embeddings(adapter, embedding_matrix(llm).float())
+        start_among_embeddings(adapter, Embeddings(llm)[:].float())
     if config.adapter.projection_init == "shared_tokens":
         start_from_shared_tokens(adapter, whisper, load_tokenizer(config.encoder.name), llm, tokenizer)
-
-
-def embedding_matrix(model: PreTrainedModel) -> Tensor:
-    """The input embeddings of a language model's tokens, [V, D]."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight
 
 
 @torch.no_grad()
@@ -133,7 +127,7 @@ def start_from_shared_tokens(
     vocabularies (most, where both are byte-level BPE): ridge regression over them says where the LLM has the
     same token. Of stacked queries all begin alike: the virtual token starts in the direction of their mean.
     """
-    heard, read = embedding_matrix(whisper).float(), embedding_matrix(llm).float()
+    heard, read = Embeddings(whisper)[:].float(), Embeddings(llm)[:].float()
     ours, theirs = speech_tokenizer.get_vocab(), tokenizer.get_vocab()
     shared = sorted(token for token in ours.keys() & theirs.keys() if ours[token] < len(heard))
     if len(shared) < heard.shape[1]:

@@ -55,6 +55,7 @@ _REMOTE_CODE = {
             "build",
             "adapter",
             "encoder",
+            "llm",
             "prompts",
             "pretrained",
             "converters",

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
 
 from diva.errors import UserError
 from diva.models.build import make_adapter
 from diva.models.configuration import DivaConfig
 from diva.models.encoder import SpeechEncoder
+from diva.models.llm import llm_from_config
 from diva.models.modeling import DivaForConditionalGeneration
 
 # The numbers of the shipped experiments' models, so that planning them needs neither weights nor a network.
@@ -41,9 +42,12 @@ class Architecture:
     def with_layers(self, layers: tuple[int, int, int], vocabulary: int | None = None) -> "Architecture":
         """The same widths at another depth of the three parts; with another vocabulary, where one is given."""
         encoder, llm = copy.deepcopy(self.encoder), copy.deepcopy(self.llm)
-        encoder.encoder_layers, encoder.decoder_layers, llm.num_hidden_layers = layers
+        text = llm.get_text_config()
+        encoder.encoder_layers, encoder.decoder_layers, text.num_hidden_layers = layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[: layers[2]]
         if vocabulary is not None:
-            for part in (encoder, llm):
+            for part in (encoder, text):
                 part.vocab_size = vocabulary
                 part.bos_token_id = part.eos_token_id = part.pad_token_id = None
         return replace(self, encoder=encoder, llm=llm)
@@ -51,7 +55,11 @@ class Architecture:
     @property
     def layers(self) -> tuple[int, int, int]:
         """Of the encoder, of Whisper's decoder, of the LLM."""
-        return self.encoder.encoder_layers, self.encoder.decoder_layers, self.llm.num_hidden_layers
+        return (
+            self.encoder.encoder_layers,
+            self.encoder.decoder_layers,
+            self.llm.get_text_config().num_hidden_layers,
+        )
 
 
 def architecture(config: DivaConfig) -> Architecture:
@@ -130,11 +138,9 @@ def assemble(
         return model.to(device)  # what numpy has made, the mel filters, is still on the host
     dtype = getattr(torch, config.frozen_dtype)
     whisper = AutoModel.from_config(copy.deepcopy(parts.encoder), dtype=dtype, attn_implementation="sdpa")
-    llm = AutoModelForCausalLM.from_config(
-        copy.deepcopy(parts.llm), dtype=dtype, attn_implementation=config.llm.attention
-    )
+    llm = llm_from_config(copy.deepcopy(parts.llm), dtype=dtype, attn_implementation=config.llm.attention)
     with _default_dtype(adapter_dtype):  # fake parameters cannot be converted afterwards
-        adapter = make_adapter(config.adapter, whisper, llm.config.hidden_size)
+        adapter = make_adapter(config.adapter, whisper, llm.config.get_text_config().hidden_size)
     encoder = SpeechEncoder(whisper.encoder, config.encoder.context)
     processor = SimpleNamespace(tokenizer=parts.tokenizer)
     return DivaForConditionalGeneration(config, encoder, adapter, llm, processor).eval()

@@ -36,7 +36,6 @@ from diva.audio.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, TAIL_SECONDS
 from diva.data.batch import SpeechBatch
 from diva.errors import UserError
 from diva.models.adapter import GROUPED, grouped_attention
-from diva.models.build import embedding_matrix
 from diva.models.configuration import DivaConfig
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.skeleton import Architecture, assemble
@@ -144,8 +143,8 @@ class AtHand(FrozenParts):
     def teacher_states(self, batch: SpeechBatch) -> Tensor:
         if not self.work.teacher_at_hand:
             return super().teacher_states(batch)
-        embeddings = embedding_matrix(self.model.llm)
-        return embeddings.new_zeros(len(batch), embeddings.shape[1])
+        width, device = self.model.llm.config.get_text_config().hidden_size, batch.tokens.device
+        return torch.zeros(len(batch), width, dtype=self.model.llm.dtype, device=device)
 
 
 # ---- counting
@@ -280,7 +279,7 @@ def prepare(
 
 def fill_prefix_cache(model: DivaForConditionalGeneration) -> None:
     """What the first step of a run does once."""
-    width = model.llm.config.hidden_size
+    width = model.llm.config.get_text_config().hidden_size
     model.student_states(torch.zeros(1, 1, width, device=model.prefix_ids.device))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from diva.data.batch import SpeechBatch
-from diva.models.build import embedding_matrix
+from diva.models.llm import Embeddings
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.training import metrics
 from diva.training.frozen import FrozenParts
@@ -115,7 +115,7 @@ def _aligned_tokens(
     model: DivaForConditionalGeneration, v: Tensor, batch: SpeechBatch, static_shapes: bool
 ) -> tuple[Tensor, Tensor]:
     """Whether each transcript token is the nearest to the virtual token that faces it, and which are valid."""
-    embeddings = embedding_matrix(model.llm)
+    embeddings = Embeddings(model.llm)
     if not static_shapes:
         found = metrics.aligned_tokens(v, batch.token_ids, batch.tokens, embeddings)
         return found, torch.ones_like(found)
