@@ -7,7 +7,7 @@ be counted (`diva.planning.counting`); outside it has random weights, which are 
 import copy
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,7 +98,7 @@ def _model_config(name: str) -> PreTrainedConfig:
 def _tokenizer(name: str) -> Any:
     folder = Path(name).expanduser()
     if not folder.is_dir() and (shipped := _shipped(name)):
-        return StandInTokenizer(*shipped["prompt_tokens"])
+        return StandInTokenizer(*shipped["prompt_tokens"], shipped.get("template_variables", []))
     return AutoTokenizer.from_pretrained(folder if folder.is_dir() else name)
 
 
@@ -108,10 +108,10 @@ class StandInTokenizer:
     Only for counting: every id is 0.
     """
 
-    chat_template = "known by its length alone"
     name_or_path = "a stand-in"
 
-    def __init__(self, prefix_tokens: int, suffix_tokens: int):
+    def __init__(self, prefix_tokens: int, suffix_tokens: int, variables: Sequence[str] = ()):
+        self.chat_template = f"known by its length and its variables alone: {', '.join(variables)}"
         self.prefix_tokens = prefix_tokens
         self.suffix_tokens = suffix_tokens
 

@@ -197,6 +197,10 @@ def test_task_prompts_are_those_of_the_authors():
     assert built("task=mustard").labels == {"Yes": "true", "No": "false"}
     assert built("task=urfunny").labels == {"Yes": "humor", "No": "not_humor"}
     assert {built(f"task={name}").max_new_tokens for name in TASKS} == {64}
+    figure3 = {built(f"task={name}").instruction.layout for name in ("iemocap", "meld", "mustard", "urfunny")}
+    assert figure3 == {"authors"}
+    with pytest.raises(UserError, match=r"task\.layout=author is none of question_last, authors"):
+        built("task=meld", "task.layout=author")
     assert built("task=heysquad").separator == "\n"
 
 

@@ -9,11 +9,6 @@ from transformers import AutoConfig
 
 from diva.models.llm import llm_from_config
 
-_THINKING = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
-)
 # No system role: the message is refused, or put before the user's.
 _REFUSES = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -44,13 +39,13 @@ _VISION = {
 FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
     "llama": ({"tie_word_embeddings": True}, TEMPLATE),
     "qwen2": ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}, TEMPLATE),
-    "qwen3": ({"head_dim": 16, "tie_word_embeddings": True}, _THINKING),
+    "qwen3": ({"head_dim": 16, "tie_word_embeddings": True}, TEMPLATE),
     "gemma3_text": (_GEMMA3 | {"vocab_size": 262_208}, _REFUSES),
     "gemma3": ({"text_config": _GEMMA3, "vision_config": _VISION, "mm_tokens_per_image": 4}, _REFUSES),
     "mistral": ({"sliding_window": 8, "head_dim": 8}, _DROPS),
     "phi3": ({"sliding_window": 9, "tie_word_embeddings": True, "partial_rotary_factor": 0.5}, TEMPLATE),
     "olmo2": ({"num_key_value_heads": 4}, TEMPLATE),
-    "smollm3": ({"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True}, _THINKING),
+    "smollm3": ({"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True}, TEMPLATE),
     "gemma2": (_GEMMA3 | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}, _REFUSES),
     "granite": ({"embedding_multiplier": 3.0, "logits_scaling": 4.0}, TEMPLATE),
     "gpt_oss": (

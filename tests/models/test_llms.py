@@ -18,6 +18,8 @@ from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, 
 from diva.models.llm import load_llm
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.processing import DivaProcessor
+from diva.models.skeleton import architecture
+from diva.planning.counting import Batch, Work, count_bytes, fake_tensors, prepare
 from diva.training.frozen import FrozenParts
 from diva.training.llm_check import check_llm
 from diva.training.step import loss_sums, measure_sums
@@ -55,6 +57,15 @@ def around(model, middle: torch.Tensor) -> torch.Tensor:
     return torch.cat([model.embed(model.prefix_ids), middle, model.embed(model.suffix_ids)]).unsqueeze(0)
 
 
+def speech() -> SpeechBatch:
+    """A clip in which IDS are said."""
+    clip = torch.from_numpy(noise(1.0, 0)).unsqueeze(0)
+    return SpeechBatch(
+        torch.nn.functional.pad(clip, (0, 16_000)), torch.tensor([16_000]), IDS.unsqueeze(0),
+        torch.tensor([len(IDS)]), torch.tensor([0]), ["clip"], 32_000,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
@@ -83,10 +94,7 @@ def test_student_and_teacher_read_as_the_llm_alone_does_without_a_cache(
 def test_a_transcripts_own_embeddings_are_no_loss_and_align_fully(family, llms, tiny_whisper, monkeypatch):
     model = make(llms(family), tiny_whisper)
     v = torch.cat([model.embed(IDS).flip(0)[: Q - len(IDS)], model.embed(IDS)]).unsqueeze(0)
-    batch = SpeechBatch(
-        torch.zeros(1, 16_000), torch.tensor([16_000]), IDS.unsqueeze(0), torch.tensor([len(IDS)]),
-        torch.tensor([0]), ["clip"], 32_000,
-    )  # fmt: skip
+    batch = speech()
     frozen = FrozenParts(model)
     monkeypatch.setattr(model, "adapt", lambda frames, mask: v)
     assert float(loss_sums(model, frozen, batch, aligns=True, distills=False).align) < 1e-5
@@ -117,6 +125,52 @@ def test_answers_are_those_of_the_llm_alone_and_survive_an_export(family, llms, 
             said = llm(inputs_embeds=embeddings, use_cache=False).logits[0, -1].argmax()
             assert said == token
             embeddings = torch.cat([embeddings, model.embed(said.view(1, 1))], dim=1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_trains_the_adapter_alone(family, llms, tiny_whisper):
+    model = make(llms(family), tiny_whisper).train()
+    sums = loss_sums(model, FrozenParts(model), speech(), aligns=True, distills=True)
+    (sums.distill + sums.align).backward()
+    assert sums.distill > 0
+    for name, parameter in model.named_parameters():
+        learns = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+        assert learns == name.startswith("adapter."), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_server_answers_as_generate_does(family, llms, tiny_whisper):
+    """What `diva.serve` does with a request: the chat, a batch of several, an answer in pieces."""
+    model = make(llms(family), tiny_whisper)
+    audio = {"type": "audio", "audio": noise(1.0, 0)}
+    chats = [
+        [{"role": "user", "content": [{"type": "text", "text": "say "}, audio]}],
+        [{"role": "system", "content": "stop"}, {"role": "user", "content": [audio]}],
+    ]
+    inputs = model.processor.apply_chat_template(chats)
+    options = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": -1}
+    together = model.generate(**inputs, **options)[:, -6:]
+    for chat, answer in zip(chats, together, strict=True):
+        alone = model.processor.apply_chat_template([chat])
+        torch.testing.assert_close(model.generate(**alone, **options)[0, -6:], answer)
+        pieces = "".join(model.stream(alone, **options))
+        assert pieces == model.processor.tokenizer.decode(answer, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_plan_counts_the_weights_and_a_step(family, llms, tiny_whisper):
+    model = make(llms(family), tiny_whisper)
+    parts = architecture(model.config)
+    work = Work(autocast=None)
+    figures = count_bytes(model.config, parts, Batch(2, 32_000, 9, 9), work)
+    assert all(
+        figures[stage] > 0 for stage in ("encoder", "adapter", "student", "teacher", "student, backward")
+    )
+    with fake_tensors():
+        counted = prepare(model.config, parts, work)
+        for part in ("llm", "adapter"):
+            sizes = [sum(p.numel() for p in getattr(m, part).parameters()) for m in (counted, model)]
+            assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "gemma3", "mistral", "phi3"])

@@ -171,7 +171,7 @@ class TextLLM:
     def read(
         self, texts: Sequence[str], instruction: Instruction, max_new_tokens: int, labels: Labels = None
     ) -> list[str]:
-        before, after = self._around(instruction)
+        before, after = self._around(instruction.to_diva())
         # By itself, as in training: nothing that is read can merge with the template's tokens.
         rows = [[*before, *encode(self.tokenizer, text), *after] for text in texts]
         ids, mask = pad_left(rows, pad_token_id=0)
@@ -234,7 +234,7 @@ class Diva:
     def answer(
         self, samples: Sequence[Sample], instruction: Instruction, max_new_tokens: int, labels: Labels = None
     ) -> list[str]:
-        processor = self.model.processor
+        processor, instruction = self.model.processor, instruction.to_diva()
         if instruction.question is None:
             clips = [sample.waveform for sample in samples if sample.waveform is not None]
             inputs = processor.spoken_turns(clips, [instruction.system] * len(clips))
