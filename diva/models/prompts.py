@@ -114,16 +114,20 @@ def _render(
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict], variables: Variables) -> str:
     """The template's text. Where it refuses a system message or drops it, the message goes to the head of the first
     user turn."""
+
+    def apply(chat: list[dict]) -> str:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, **variables))
+
     has_system = [message["role"] for message in messages[:2]] == ["system", "user"]
     try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, **variables))
+        text = apply(messages)
     except TemplateError as error:
         if not has_system:
             raise UserError(
                 f"the chat template of {tokenizer.name_or_path} refuses these messages: {error}"
             ) from error
     else:
-        if not has_system or messages[0]["content"].strip() in text:
+        if not has_system or not messages[0]["content"] or text != apply(messages[1:]):
             return text
     merged = messages[0]["content"] + "\n\n" + messages[1]["content"]
     return _apply(tokenizer, [{"role": "user", "content": merged}, *messages[2:]], variables)

@@ -1,5 +1,6 @@
 """Tasks: the clips that have an answer, what their columns may hold, and every shipped config."""
 
+import functools
 import shlex
 from pathlib import Path
 
@@ -175,6 +176,7 @@ def test_every_system_config_names_what_it_can_be_built_from(name):
 
 
 def test_task_prompts_are_those_of_the_authors():
+    @functools.cache
     def built(*overrides: str) -> Task:
         return make(check_overrides("evaluate", [*overrides, "system.model=x", "name=x"]).task)
 

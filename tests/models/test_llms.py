@@ -19,11 +19,12 @@ from diva.models.llm import load_llm
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.processing import DivaProcessor
 from diva.models.skeleton import architecture
-from diva.planning.counting import Batch, Work, count_bytes, fake_tensors, prepare
+from diva.planning.counting import Batch, Work, _count, fake_tensors, prepare
 from diva.training.frozen import FrozenParts
 from diva.training.llm_check import check_llm
 from diva.training.step import loss_sums, measure_sums
 
+COUNTED = FAMILIES.keys() - {"gemma2", "granite", "gpt_oss", "lfm2"}
 Q = 12
 SYSTEM = "be brief and kind please"  # the prefix is longer than every sliding window
 IDS = torch.tensor([7, 300, 45, 121, 9, 88, 250, 17, 33])
@@ -157,20 +158,20 @@ def test_the_server_answers_as_generate_does(family, llms, tiny_whisper):
         assert pieces == model.processor.tokenizer.decode(answer, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", sorted(COUNTED))
 def test_its_plan_counts_the_weights_and_a_step(family, llms, tiny_whisper):
     model = make(llms(family), tiny_whisper)
     parts = architecture(model.config)
-    work = Work(autocast=None)
-    figures = count_bytes(model.config, parts, Batch(2, 32_000, 9, 9), work)
-    assert all(
-        figures[stage] > 0 for stage in ("encoder", "adapter", "student", "teacher", "student, backward")
-    )
+    parts = parts.with_layers(parts.layers)
     with fake_tensors():
-        counted = prepare(model.config, parts, work)
-        for part in ("llm", "adapter"):
-            sizes = [sum(p.numel() for p in getattr(m, part).parameters()) for m in (counted, model)]
-            assert sizes[0] == sizes[1]
+        flops, _ = _count(model.config, parts, Batch(2, 32_000, 9, 9), Work(autocast=None))
+        counted = prepare(model.config, parts, Work())
+    assert all(
+        flops[stage] > 0 for stage in ("encoder", "adapter", "student", "teacher", "student, backward")
+    )
+    for part in ("llm", "adapter"):
+        sizes = [sum(p.numel() for p in getattr(m, part).parameters()) for m in (counted, model)]
+        assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3_text", "gemma3", "mistral", "phi3"])
