@@ -22,6 +22,7 @@ from diva.models.skeleton import architecture
 from diva.planning.counting import Batch, Work, _count, fake_tensors, prepare
 from diva.training.frozen import FrozenParts
 from diva.training.llm_check import check_llm
+from diva.training.losses import Objective
 from diva.training.step import loss_sums, measure_sums
 
 COUNTED = FAMILIES.keys() - {"gemma2", "granite", "gpt_oss", "lfm2"}
@@ -98,12 +99,12 @@ def test_a_transcripts_own_embeddings_are_no_loss_and_align_fully(family, llms, 
     batch = speech()
     frozen = FrozenParts(model)
     monkeypatch.setattr(model, "adapt", lambda frames, mask: v)
-    assert float(loss_sums(model, frozen, batch, aligns=True, distills=False).align) < 1e-5
+    assert float(loss_sums(model, frozen, batch, Objective(), distills=False).align) < 1e-5
     sums = measure_sums(model, frozen, batch)
     assert sums["alignment_accuracy"].tolist() == [len(IDS), len(IDS)]
     # The free virtual tokens before them are none of the transcript's: without those nothing is left to learn.
     monkeypatch.setattr(model, "adapt", lambda frames, mask: v[:, -len(IDS) :])
-    assert float(loss_sums(model, frozen, batch, aligns=True, distills=True).distill) < 1e-3
+    assert float(loss_sums(model, frozen, batch, Objective(), distills=True).distill) < 1e-3
     sums = measure_sums(model, frozen, batch)
     assert float(sums["kl"][0]) < 1e-5
     assert sums["first_token_agreement"].tolist() == [1, 1]
@@ -131,7 +132,7 @@ def test_answers_are_those_of_the_llm_alone_and_survive_an_export(family, llms, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_trains_the_adapter_alone(family, llms, tiny_whisper):
     model = make(llms(family), tiny_whisper).train()
-    sums = loss_sums(model, FrozenParts(model), speech(), aligns=True, distills=True)
+    sums = loss_sums(model, FrozenParts(model), speech(), Objective(), distills=True)
     (sums.distill + sums.align).backward()
     assert sums.distill > 0
     for name, parameter in model.named_parameters():
