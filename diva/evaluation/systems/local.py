@@ -183,7 +183,7 @@ class TextLLM:
         """Token ids before and after what is read."""
         system = instruction.system or self.system_prompt
         if self.prompt_layout == "released" and instruction.question is None:
-            prompt = released_user_turn(self.tokenizer, system, self.template_kwargs)
+            prompt = released_user_turn(self.tokenizer, system, template_kwargs=self.template_kwargs)
             return prompt.prefix_ids, prompt.suffix_ids
         messages = chat(Instruction(system, instruction.question), {"type": "audio"})
         before, after = chat_pieces(self.tokenizer, messages, template_kwargs=self.template_kwargs)
