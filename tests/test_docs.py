@@ -22,6 +22,13 @@ def test_python_files_named_on_a_page_exist(page):
 
 
 @each_page
+def test_tests_named_on_a_page_exist(page):
+    written = "".join(file.read_text() for file in ROOT.glob("tests/**/test_*.py"))
+    named = re.findall(r"`(test_\w+)`", page.read_text())
+    assert [name for name in named if f"def {name}(" not in written] == []
+
+
+@each_page
 def test_commands_on_a_page_exist(page):
     text = page.read_text()
     modules = set(re.findall(r"\bpython -m ((?:diva|benchmarks)[\w.]*)", text))

@@ -23,7 +23,13 @@ CONFIG_DIR = next((str(folder) for folder in _CANDIDATES if folder.is_dir()), st
 _RESERVED = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 _DIFFERENCES_ONLY = {"experiment", "hydra"}  # groups whose files only change what others declare
 # Mappings whose keys are the user's to choose.
-_FREE = {"data.val_splits", "logger", "sweep.runner.parameters"}
+_FREE = {
+    "data.val_splits",
+    "logger",
+    "sweep.runner.parameters",
+    "model.llm.template_kwargs",
+    "system.template_kwargs",
+}
 
 register()
 
@@ -185,6 +191,8 @@ def _explain(error: Exception, config_name: str) -> str:
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match.group(1)
         parent, _, last = key.rpartition(".")
+        if parent in _FREE:
+            return f"'{parent}' has no entry {last!r} yet; add it with: +{key}=VALUE"
         if last in _siblings(config_name, parent):
             return f"'{key}' has other entries than those given; add one with: +{key}.NAME=VALUE"
         return f"there is no key '{key}'{_nearest(last, _siblings(config_name, parent), parent)}"

@@ -132,7 +132,10 @@ def _folder(config: DictConfig, task: Task, name: str, identity: Any) -> Path:
 
 def _asked(task: dict[str, Any]) -> str:
     """A digest of what is asked and how it is scored; the data have their own, wherever they lie."""
-    return digest({key: value for key, value in task.items() if key not in ("corpus", "max_samples")})
+    unsaid = ["corpus", "max_samples"]
+    if task.get("layout") == "question_last":  # the only one when earlier results were written
+        unsaid.append("layout")
+    return digest({key: value for key, value in task.items() if key not in unsaid})
 
 
 def _write(

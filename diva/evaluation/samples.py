@@ -1,8 +1,11 @@
 """What a task asks, and what a system answered."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
+
+Layout = Literal["question_last", "authors"]
 
 
 @dataclass(frozen=True)
@@ -11,6 +14,15 @@ class Instruction:
 
     system: str | None = None  # system message; None: the model's own
     question: str | None = None  # text in the user's turn, on a line of its own after the speech
+    layout: Layout = "question_last"
+
+    def to_diva(self) -> "Instruction":
+        """As a DiVA and its LLM are told: in the authors' layout the question ends the system message, before the
+        speech (DiVA-Eval, classification_eval.py and models/via.py). Their other audio LLMs get it after the speech.
+        """
+        if self.layout != "authors" or self.question is None:
+            return self
+        return Instruction("\n".join(filter(None, (self.system, self.question))))
 
 
 @dataclass(frozen=True)

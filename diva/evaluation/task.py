@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import get_args
 
 from diva.data.manifest import Corpus, Manifest
 from diva.errors import UserError
 from diva.evaluation.metrics import Metric
-from diva.evaluation.samples import Instruction, Sample
+from diva.evaluation.samples import Instruction, Layout, Sample
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Task:
     group: str | None = None  # column whose values are also scored one by one
     system_prompt: str | None = None
     question: str | None = None
+    layout: Layout = "question_last"  # where a DiVA and its LLM get the question
     labels: dict[str, str] | None = None  # what a model may say -> what the data call it
     max_new_tokens: int = 64
     max_samples: int | None = None
@@ -35,6 +37,8 @@ class Task:
     def __post_init__(self) -> None:
         if self.variants and self.variant not in self.variants:
             raise UserError(f"task.variant={self.variant} is none of {', '.join(self.variants)}")
+        if self.layout not in get_args(Layout):
+            raise UserError(f"task.layout={self.layout} is none of {', '.join(get_args(Layout))}")
         if not self.metrics:
             raise UserError(f"the task {self.name} has no metric; name at least one in task.metrics")
         if self.labels is not None and len(set(self.labels.values())) < len(self.labels):
@@ -46,7 +50,7 @@ class Task:
 
     @property
     def instruction(self) -> Instruction:
-        return Instruction(self.system_prompt, self.question)
+        return Instruction(self.system_prompt, self.question, self.layout)
 
     def open(self) -> Manifest:
         """The manifest of the task's split. Raises UserError as its corpus does, and where there is none."""

@@ -92,6 +92,8 @@ def grouped_attention(
     attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Attention in plain matrix products: the fastest on a CPU for up to some hundred positions.
@@ -102,19 +104,24 @@ def grouped_attention(
     Queries [B, H, L, C], keys and values [B, G, K, C] where G divides H -> outputs [B, L, H, C], weights
     [B, H, L, K]. The mask, of a shape that broadcasts to the weights', holds True where to look, or what to add to
     the scores; without one a causal module looks at the past only, its last query being beside the last key.
-    The softmax is in float32. Arguments are those that transformers hands to every attention function.
+    The softmax is in float32. Arguments are those that transformers hands to every attention function: `softcap` bounds
+    the scores (Gemma 2), `s_aux` [H] are scores of a key that has no value (gpt-oss).
     """
     rows, heads, length, width = query.shape
     groups, keys = key.shape[1:3]
     scores = query.reshape(rows, groups, -1, width) @ key.transpose(2, 3) * scaling
     scores = scores.view(rows, heads, length, keys)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     if attention_mask is None and length > 1 and getattr(module, "is_causal", False):
         attention_mask = torch.ones(length, keys, dtype=torch.bool, device=query.device).tril(keys - length)
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, -torch.inf)
     elif attention_mask is not None:
         scores = scores + attention_mask
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    if s_aux is not None:
+        scores = torch.cat([scores, s_aux.view(1, -1, 1, 1).expand(rows, -1, length, 1)], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32)[..., :keys].to(query.dtype)
     weights = nn.functional.dropout(weights, dropout)
     output = weights.view(rows, groups, -1, keys) @ value
     return output.view(rows, heads, length, width).transpose(1, 2), weights

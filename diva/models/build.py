@@ -7,8 +7,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, WhisperModel
 from diva.errors import UserError
 from diva.models.adapter import QFormerAdapter
 from diva.models.configuration import DivaConfig
+from diva.models.llm import Embeddings
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.models.parts import Parts, embedding_matrix, load_parts, load_tokenizer
+from diva.models.parts import Parts, load_parts, load_tokenizer
 
 # Of the variance of an embedding.
 _RIDGE = 1e-2
@@ -27,7 +28,7 @@ def start_adapter(config: DivaConfig, adapter: nn.Module, parts: Parts) -> None:
     if config.adapter.init == "whisper" and isinstance(adapter, QFormerAdapter):
         load_whisper_decoder(adapter, parts.whisper)
     if config.adapter.projection_init != "default":
-        start_among_embeddings(adapter, embedding_matrix(parts.llm).float())
+        start_among_embeddings(adapter, Embeddings(parts.llm)[:].float())
     if config.adapter.projection_init == "shared_tokens":
         speech_tokenizer = load_tokenizer(config.encoder.name)
         tokenizer = parts.processor.tokenizer
@@ -65,7 +66,7 @@ def start_from_shared_tokens(
     vocabularies (most, where both are byte-level BPE): ridge regression over them says where the LLM has the
     same token. Of stacked queries all begin alike: the virtual token starts in the direction of their mean.
     """
-    heard, read = embedding_matrix(whisper).float(), embedding_matrix(llm).float()
+    heard, read = Embeddings(whisper)[:].float(), Embeddings(llm)[:].float()
     ours, theirs = speech_tokenizer.get_vocab(), tokenizer.get_vocab()
     shared = sorted(token for token in ours.keys() & theirs.keys() if ours[token] < len(heard))
     if len(shared) < heard.shape[1]:

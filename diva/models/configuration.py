@@ -1,6 +1,6 @@
 """What a model is made of, as plain data: stored with every export and filled from `configs/model`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -98,14 +98,21 @@ class LLMConfig:
 
     `attention` is transformers' attn_implementation; on a CPU and short sequences "eager" is the faster one.
     `prompt_layout="released"` puts an instruction where the published code puts it (`diva.models.prompts`).
+    `template_kwargs` are variables of the chat template, such as `enable_thinking: false`: without it the answer of a
+    Qwen3 or a SmolLM3, whose first token is distilled, begins with a thought.
     """
 
     name: str
     system_prompt: str | None = None
     attention: Literal["sdpa", "eager"] = "sdpa"
     prompt_layout: Literal["template", "released"] = "template"
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        if not isinstance(self.template_kwargs, dict):
+            raise UserError(
+                f"model.llm.template_kwargs={self.template_kwargs} must be a mapping, {{}} for none"
+            )
         _check("model.llm.attention", self.attention, ("sdpa", "eager"))
         _check("model.llm.prompt_layout", self.prompt_layout, ("template", "released"))
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationMixin, LogitsProcessorList, TextIteratorStreamer
 
+from .llm import has_keys_only
+
 # Of answers as text, as the published code gives them.
 _GREEDY = {"do_sample": False, "max_new_tokens": 128}
 
@@ -68,6 +70,7 @@ class SpokenGenerationMixin(GenerationMixin):
             return False
         if (
             length == 0
+            or not has_keys_only(self.llm)
             or kwargs.keys() & {"past_key_values", "cache_implementation"}
             or kwargs.get("use_cache") is False
         ):

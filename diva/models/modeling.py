@@ -15,7 +15,8 @@ from .configuration import DivaConfig
 from .encoder import SpeechEncoder
 from .folders import export_folder, read, write
 from .generation import SpokenGenerationMixin
-from .parts import Parts, embedding_matrix, load_parts, load_whisper, make_adapter, random_parts
+from .llm import Embeddings, decoder, has_keys_only, logits, masks
+from .parts import Parts, load_parts, load_whisper, make_adapter, random_parts
 from .prompts import user_turn
 from .released import check_fit, same_weights, to_released
 from .remote_code import AUTO_MAP, write_code
@@ -56,17 +57,24 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         """Build the model that `config` describes, of random weights where no `parts` are given."""
         parts = random_parts(config) if parts is None else parts
         llm = parts.llm.requires_grad_(False)
-        config.know_llm(llm.config)
+        config.know_llm(llm.config.get_text_config())
         super().__init__(config)
+        if config.adapter.tokens_per_second is not None and not has_keys_only(llm):
+            raise UserError(
+                f"model.adapter.tokens_per_second={config.adapter.tokens_per_second:g}: {config.llm.name} has layers"
+                " that read on from the position before, and cannot pass over those of a short clip; take null"
+            )
         self.encoder = SpeechEncoder(parts.whisper.encoder, config.encoder.context)
-        self.adapter = make_adapter(config.adapter, parts.whisper.config, embedding_matrix(llm).shape[1])
+        self.adapter = make_adapter(config.adapter, parts.whisper.config, Embeddings(llm).shape[1])
         self.llm = llm
         if config.llm.attention == "eager":
             # The same products, without a copy of the keys for each head.
             llm.set_attn_implementation(GROUPED)
         self.processor = parts.processor
         self.generation_config = llm.generation_config
-        prompt = user_turn(parts.processor.tokenizer, config.llm.system_prompt)
+        prompt = user_turn(
+            parts.processor.tokenizer, config.llm.system_prompt, template_kwargs=config.llm.template_kwargs
+        )
         for name, ids in (("prefix_ids", prompt.prefix_ids), ("suffix_ids", prompt.suffix_ids)):
             self.register_buffer(name, torch.tensor(ids, dtype=torch.long), persistent=False)
         self._prefix_cache: DynamicCache | None = None
@@ -143,7 +151,7 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
 
     def logits(self, states: Tensor) -> Tensor:
         """Hidden states [..., D] -> next-token logits [..., V] in float32."""
-        return self.llm.get_output_embeddings()(states).float()
+        return logits(self.llm, states)
 
     def _states(self, embeddings: Tensor, unread: Tensor | None = None) -> Tensor:
         """Embeddings [B, L, D] behind the prefix -> hidden states after the final norm [B, L, D].
@@ -151,15 +159,18 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         The first `unread` [B] positions of each row are as if they were not there.
         """
         told = {} if unread is None else self._leaving_out(unread, embeddings.shape[1])
+        start = 0
         # The frozen LLM computes in the precision it is held in: autocast would only add casts.
         with torch.autocast(embeddings.device.type, enabled=False):
-            output = self.llm.base_model(
-                inputs_embeds=embeddings,
-                past_key_values=self._prefix(len(embeddings)),
-                use_cache=True,
-                **told,
+            cache = self._prefix(len(embeddings))
+            if cache is None and len(self.prefix_ids) > 0:
+                start = len(self.prefix_ids)
+                prefix = self.embed(self.prefix_ids).expand(len(embeddings), -1, -1)
+                embeddings = torch.cat([prefix, embeddings], dim=1)
+            output = decoder(self.llm)(
+                inputs_embeds=embeddings, past_key_values=cache, use_cache=cache is not None, **told
             )
-        return output.last_hidden_state
+        return output.last_hidden_state[:, start:]
 
     def _leaving_out(self, unread: Tensor, length: int) -> dict[str, Tensor]:
         """What tells the LLM to leave out the first `unread` [B] of `length` positions L behind the prefix of P.
@@ -172,17 +183,21 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         new = place[start:].unsqueeze(1)
         read = (place < start) | (place >= start + unread.unsqueeze(1))
         mask = ((place <= new) & read.unsqueeze(1)) | (place == new)
-        positions = (place[start:] - unread.unsqueeze(1)).clamp(min=0)
-        return {"attention_mask": mask.unsqueeze(1), "position_ids": positions}
+        positions = torch.where(place < start, place, (place - unread.unsqueeze(1)).clamp(min=0))
+        told = {"attention_mask": masks(self.llm, mask.unsqueeze(1), positions)}
+        return told | {"position_ids": positions[:, start:]}
 
     def _prefix(self, batch: int) -> DynamicCache | None:
-        """The prefix's keys and values, expanded to `batch` rows; None for a template without a prefix."""
-        if len(self.prefix_ids) == 0:
+        """The prefix's keys and values, expanded to `batch` rows; None for a template without a prefix, and for an LLM
+        whose past is not keys and values alone."""
+        if len(self.prefix_ids) == 0 or not has_keys_only(self.llm):
             return None
         if self._prefix_cache is None or self._prefix_cache.layers[0].keys.device != self.prefix_ids.device:
             with torch.no_grad():
                 ids = self.prefix_ids.unsqueeze(0)
-                self._prefix_cache = self.llm.base_model(input_ids=ids, use_cache=True).past_key_values
+                # Of layers with a sliding window too all keys: how many are near enough depends on what comes.
+                self._prefix_cache = DynamicCache()
+                decoder(self.llm)(input_ids=ids, past_key_values=self._prefix_cache, use_cache=True)
         cache = DynamicCache()
         for index, layer in enumerate(self._prefix_cache.layers):
             shape = (batch, -1, -1, -1)
@@ -291,7 +306,7 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
             if not same_weights(model.encoder.whisper.state_dict(), checkpoint.encoder):
                 model.encoder.whisper.load_state_dict(checkpoint.encoder)
                 model.has_own_encoder = True
-        device = embedding_matrix(model.llm).device
+        device = Embeddings(model.llm).weight.device
         for part in (model.encoder, model.adapter):
             part.to(speech_encoder_device or device)
         model.prefix_ids, model.suffix_ids = model.prefix_ids.to(device), model.suffix_ids.to(device)

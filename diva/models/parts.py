@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -20,6 +19,7 @@ from transformers import (
 from ..errors import UserError
 from .adapter import MLPAdapter, QFormerAdapter
 from .configuration import AdapterConfig, DivaConfig
+from .llm import Embeddings, llm_from_config, load_llm
 from .pretrained import resolve
 from .processing import DivaProcessor
 
@@ -43,7 +43,7 @@ def load_parts(
 ) -> Parts:
     """The parts that a config names, with their weights; `tokenizer` is the LLM's, where it is loaded already."""
     dtype = getattr(torch, config.frozen_dtype)
-    llm = AutoModelForCausalLM.from_pretrained(
+    llm = load_llm(
         resolve(config.llm.name),
         dtype=dtype,
         attn_implementation=config.llm.attention,
@@ -71,9 +71,7 @@ def random_parts(
     whisper = whisper or AutoConfig.from_pretrained(resolve(config.encoder.name))
     llm = llm or AutoConfig.from_pretrained(resolve(config.llm.name))
     hearing = AutoModel.from_config(copy.deepcopy(whisper), dtype=dtype, attn_implementation="sdpa")
-    reading = AutoModelForCausalLM.from_config(
-        copy.deepcopy(llm), dtype=dtype, attn_implementation=config.llm.attention
-    )
+    reading = llm_from_config(copy.deepcopy(llm), dtype=dtype, attn_implementation=config.llm.attention)
     return Parts(hearing, reading, processor or _processor(config, None, reading))
 
 
@@ -86,17 +84,11 @@ def _processor(
         tokenizer or load_tokenizer(config.llm.name),
         num_virtual_tokens=config.adapter.num_virtual_tokens,
         tokens_per_second=config.adapter.tokens_per_second,
-        audio_token_id=len(embedding_matrix(llm)),
+        audio_token_id=len(Embeddings(llm)),
         system_prompt=config.llm.system_prompt,
         prompt_layout=config.llm.prompt_layout,
+        template_kwargs=config.llm.template_kwargs,
     )
-
-
-def embedding_matrix(model: PreTrainedModel) -> Tensor:
-    """The input embeddings of a language model's tokens, [V, D]."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight
 
 
 def make_adapter(config: AdapterConfig, whisper: PreTrainedConfig, llm_width: int) -> nn.Module:

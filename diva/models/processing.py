@@ -23,8 +23,8 @@ class DivaProcessor(ProcessorMixin):
 
     A clip becomes `num_virtual_tokens` placeholders for every 30 s of it, or `tokens_per_second`, where that is given
     and makes fewer. `audio_token_id` is outside the LLM's vocabulary, so no text can hold it. Chats without a system
-    message get `system_prompt`, under which the adapter was trained. Longer clips are cut where they are quietest
-    (`long_audio="split"`) or refused ("error"); `max_audio_seconds` is the limit for a whole clip.
+    message get `system_prompt`, under which the adapter was trained; all get `template_kwargs`. Longer clips are cut
+    where they are quietest (`long_audio="split"`) or refused ("error"); `max_audio_seconds` is the limit for a clip.
     """
 
     def __init__(
@@ -37,6 +37,7 @@ class DivaProcessor(ProcessorMixin):
         prompt_layout: Literal["template", "released"] = "template",
         long_audio: Literal["split", "error"] = "split",
         max_audio_seconds: float = 600.0,
+        template_kwargs: dict[str, Any] | None = None,
         num_query_tokens: int | None = None,  # what exports of earlier revisions call num_virtual_tokens
         **kwargs: Any,
     ):
@@ -48,6 +49,7 @@ class DivaProcessor(ProcessorMixin):
         self.audio_token_id = audio_token_id
         self.system_prompt = system_prompt
         self.prompt_layout = prompt_layout
+        self.template_kwargs = template_kwargs or {}
         self.long_audio = long_audio
         self.max_audio_seconds = max_audio_seconds
 
@@ -85,7 +87,7 @@ class DivaProcessor(ProcessorMixin):
         if not tokenize:
             texts = [self._text(chat, add_generation_prompt) for chat in chats]
             return texts[0] if single else texts
-        pieces = [chat_pieces(self.tokenizer, chat, add_generation_prompt) for chat in chats]
+        pieces = [self._pieces(chat, add_generation_prompt) for chat in chats]
         clips = [[self._clip(part, sampling_rate) for part in audio_parts(chat)] for chat in chats]
         batch = self._batch(pieces, clips)
         return batch if return_dict else batch["input_ids"]
@@ -119,7 +121,10 @@ class DivaProcessor(ProcessorMixin):
                 f"{len(clips)} clips and {len(instructions)} prompts; give one prompt for each, or none"
             )
         turn = released_user_turn if self.prompt_layout == "released" else user_turn
-        prompts = [turn(self.tokenizer, instruction or self.system_prompt) for instruction in instructions]
+        prompts = [
+            turn(self.tokenizer, told or self.system_prompt, template_kwargs=self.template_kwargs)
+            for told in instructions
+        ]
         pieces = [[prompt.prefix_ids, prompt.suffix_ids] for prompt in prompts]
         return self._batch(pieces, [[self._hear(clip, SAMPLE_RATE)] for clip in clips])
 
@@ -128,8 +133,11 @@ class DivaProcessor(ProcessorMixin):
             return chat
         return [{"role": "system", "content": self.system_prompt}, *chat]
 
+    def _pieces(self, chat: list[Message], add_generation_prompt: bool) -> list[list[int]]:
+        return chat_pieces(self.tokenizer, chat, add_generation_prompt, self.template_kwargs)
+
     def _text(self, chat: list[Message], add_generation_prompt: bool) -> str:
-        pieces = chat_pieces(self.tokenizer, chat, add_generation_prompt)
+        pieces = self._pieces(chat, add_generation_prompt)
         return AUDIO.join(self.tokenizer.decode(piece, skip_special_tokens=False) for piece in pieces)
 
     def _clip(self, part: dict, sampling_rate: int) -> list[np.ndarray]:

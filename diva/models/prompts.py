@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 
 Message = Mapping[str, Any]
+Variables = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,13 @@ class Prompt:
     suffix_ids: list[int]
 
 
-def user_turn(tokenizer: PreTrainedTokenizerBase, system: str | None = None, text: str = "") -> Prompt:
-    """The chat template around speech in a single user turn, with `text` behind it.
+def user_turn(
+    tokenizer: PreTrainedTokenizerBase,
+    system: str | None = None,
+    text: str = "",
+    template_kwargs: Variables | None = None,
+) -> Prompt:
+    """The chat template, with its variables, around speech in a single user turn, with `text` behind it.
 
     The transcript (teacher) or the virtual tokens (student) go between the two halves. They carry no BOS or
     EOS of their own: the template has whatever its model expects, once.
@@ -29,29 +35,31 @@ def user_turn(tokenizer: PreTrainedTokenizerBase, system: str | None = None, tex
     messages = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": text}]}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
-    return Prompt(*chat_pieces(tokenizer, messages))
+    return Prompt(*chat_pieces(tokenizer, messages, template_kwargs=template_kwargs))
 
 
-def released_user_turn(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> Prompt:
+def released_user_turn(
+    tokenizer: PreTrainedTokenizerBase, system: str | None = None, template_kwargs: Variables | None = None
+) -> Prompt:
     """As `user_turn`, with the token ids that the published code (modeling_diva.py) sends.
 
     Its instruction stands between the first and the last line of what comes before the user's content.
     """
-    prompt = user_turn(tokenizer)
+    prompt = user_turn(tokenizer, template_kwargs=template_kwargs)
     if not system:
         return prompt
-    lines = [line for line in _around(tokenizer).split("\n") if line.strip()]
+    turn = [{"role": "user", "content": [{"type": "audio"}]}]
+    rendered, gap = _render(tokenizer, turn, True, template_kwargs)
+    lines = [line for line in rendered.split(gap)[0].split("\n") if line.strip()]
     prefix = [lines[0] + "\n", system, "\n" + lines[-1] + "\n"]
     return Prompt([token for part in prefix for token in encode(tokenizer, part)], prompt.suffix_ids)
 
 
-def _around(tokenizer: PreTrainedTokenizerBase) -> str:
-    rendered, gap = _render(tokenizer, [{"role": "user", "content": [{"type": "audio"}]}], True)
-    return rendered.split(gap)[0]
-
-
 def chat_pieces(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = True,
+    template_kwargs: Variables | None = None,
 ) -> list[list[int]]:
     """Token ids of the text before, between and after the audios of a chat: one piece more than it has audios.
 
@@ -59,7 +67,7 @@ def chat_pieces(
     `{"type": "text", "text": ...}` and `{"type": "audio", ...}`. Each piece is tokenized by itself, as in
     training, so nothing that is said aloud can merge with the template's tokens.
     """
-    rendered, gap = _render(tokenizer, messages, add_generation_prompt)
+    rendered, gap = _render(tokenizer, messages, add_generation_prompt, template_kwargs)
     return [encode(tokenizer, piece) for piece in rendered.split(gap)]
 
 
@@ -69,7 +77,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+    template_kwargs: Variables | None,
 ) -> tuple[str, str]:
     """The rendered chat, and the string in it that stands for every audio."""
     if not getattr(tokenizer, "chat_template", None):
@@ -77,6 +88,12 @@ def _render(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template; DiVA needs an instruction-tuned"
             " LLM, whose tokenizer brings one"
         )
+    variables = {"add_generation_prompt": add_generation_prompt, **(template_kwargs or {})}
+    for name in template_kwargs or {}:
+        if name not in str(tokenizer.chat_template):
+            raise UserError(
+                f"model.llm.template_kwargs.{name}: the chat template of {tokenizer.name_or_path} has no such variable"
+            )
     parts = [(_role(message), _parts(message)) for message in messages]
     said = "".join(part["text"] for _, content in parts for part in content if part["type"] == "text")
     # Plain letters, so that no template trims or escapes it; longer than any such run in what the user wrote.
@@ -87,7 +104,7 @@ def _render(
         {"role": role, "content": "".join(gap if p["type"] == "audio" else p["text"] for p in content)}
         for role, content in parts
     ]
-    text = _apply(tokenizer, flat, add_generation_prompt)
+    text = _apply(tokenizer, flat, variables)
     audios = sum(part["type"] == "audio" for _, content in parts for part in content)
     if text.count(gap) != audios:
         raise UserError(
@@ -97,23 +114,26 @@ def _render(
     return text, gap
 
 
-def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict], add_generation_prompt: bool) -> str:
-    """The template's text; a template that refuses system messages gets them at the head of the first user turn."""
+def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict], variables: Variables) -> str:
+    """The template's text. Where it refuses a system message or drops it, the message goes to the head of the first
+    user turn."""
 
     def apply(chat: list[dict]) -> str:
-        return str(
-            tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, **variables))
 
+    has_system = [message["role"] for message in messages[:2]] == ["system", "user"]
     try:
-        return apply(messages)
+        text = apply(messages)
     except TemplateError as error:
-        if [message["role"] for message in messages[:2]] != ["system", "user"]:
+        if not has_system:
             raise UserError(
                 f"the chat template of {tokenizer.name_or_path} refuses these messages: {error}"
             ) from error
+    else:
+        if not has_system or not messages[0]["content"] or text != apply(messages[1:]):
+            return text
     merged = messages[0]["content"] + "\n\n" + messages[1]["content"]
-    return _apply(tokenizer, [{"role": "user", "content": merged}, *messages[2:]], add_generation_prompt)
+    return _apply(tokenizer, [{"role": "user", "content": merged}, *messages[2:]], variables)
 
 
 def _role(message: Message) -> str:

@@ -17,6 +17,7 @@ _MODULES = (
     "processing",
     "prompts",
     "parts",
+    "llm",
     "adapter",
     "encoder",
     "folders",

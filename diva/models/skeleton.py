@@ -7,7 +7,7 @@ be counted (`diva.planning.counting`); outside it has random weights, which are 
 import copy
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,9 +40,12 @@ class Architecture:
     def with_layers(self, layers: tuple[int, int, int], vocabulary: int | None = None) -> "Architecture":
         """The same widths at another depth of the three parts; with another vocabulary, where one is given."""
         encoder, llm = copy.deepcopy(self.encoder), copy.deepcopy(self.llm)
-        encoder.encoder_layers, encoder.decoder_layers, llm.num_hidden_layers = layers
+        text = llm.get_text_config()
+        encoder.encoder_layers, encoder.decoder_layers, text.num_hidden_layers = layers
+        if getattr(text, "layer_types", None):
+            text.layer_types = text.layer_types[: layers[2]]
         if vocabulary is not None:
-            for part in (encoder, llm):
+            for part in (encoder, text):
                 part.vocab_size = vocabulary
                 part.bos_token_id = part.eos_token_id = part.pad_token_id = None
         return replace(self, encoder=encoder, llm=llm)
@@ -50,7 +53,11 @@ class Architecture:
     @property
     def layers(self) -> tuple[int, int, int]:
         """Of the encoder, of Whisper's decoder, of the LLM."""
-        return self.encoder.encoder_layers, self.encoder.decoder_layers, self.llm.num_hidden_layers
+        return (
+            self.encoder.encoder_layers,
+            self.encoder.decoder_layers,
+            self.llm.get_text_config().num_hidden_layers,
+        )
 
 
 def architecture(config: DivaConfig) -> Architecture:
@@ -89,7 +96,8 @@ def _model_config(name: str) -> PreTrainedConfig:
 def _tokenizer(name: str) -> Any:
     folder = Path(name).expanduser()
     if not folder.is_dir() and (shipped := _shipped(name)):
-        return StandInTokenizer(*shipped["prompt_tokens"])
+        prefix, suffix = shipped["prompt_tokens"]
+        return StandInTokenizer(prefix, suffix, shipped.get("template_variables", []))
     return AutoTokenizer.from_pretrained(folder if folder.is_dir() else name)
 
 
@@ -99,10 +107,10 @@ class StandInTokenizer:
     Only for counting: every id is 0.
     """
 
-    chat_template = "known by its length alone"
     name_or_path = "a stand-in"
 
-    def __init__(self, prefix_tokens: int, suffix_tokens: int):
+    def __init__(self, prefix_tokens: int, suffix_tokens: int, variables: Sequence[str] = ()):
+        self.chat_template = f"known by its length and its variables alone: {', '.join(variables)}"
         self.prefix_tokens = prefix_tokens
         self.suffix_tokens = suffix_tokens
 

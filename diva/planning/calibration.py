@@ -57,9 +57,9 @@ def stage_seconds(
 
 def _without_words(config: DivaConfig, parts: Architecture) -> tuple[DivaConfig, Architecture]:
     """The same with a prompt of as many tokens, all of which are in the smallest vocabulary."""
-    prompt = user_turn(parts.tokenizer, config.llm.system_prompt)
+    prompt = user_turn(parts.tokenizer, config.llm.system_prompt, template_kwargs=config.llm.template_kwargs)
     tokenizer = StandInTokenizer(len(prompt.prefix_ids), len(prompt.suffix_ids))
-    llm = replace(config.llm, system_prompt=None)
+    llm = replace(config.llm, system_prompt=None, template_kwargs={})
     bare = DivaConfig(config.encoder, config.adapter, llm, config.frozen_dtype)
     return bare, replace(parts, tokenizer=tokenizer)
 

@@ -38,7 +38,6 @@ from diva.errors import UserError
 from diva.models.adapter import GROUPED, grouped_attention
 from diva.models.configuration import DivaConfig
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.models.parts import embedding_matrix
 from diva.models.skeleton import Architecture, assemble
 from diva.training.answers import Continuation
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
@@ -165,9 +164,9 @@ class AtHand(FrozenParts):
     def teacher_states(self, batch: SpeechBatch, after: Continuation | None = None) -> Tensor:
         if not self.work.teacher_at_hand:
             return super().teacher_states(batch, after)
-        embeddings = embedding_matrix(self.model.llm)
+        width, device = self.model.llm.config.get_text_config().hidden_size, batch.tokens.device
         shape = (len(batch),) if after is None else after.at.shape
-        return embeddings.new_zeros(*shape, embeddings.shape[1])
+        return torch.zeros(*shape, width, dtype=self.model.llm.dtype, device=device)
 
 
 # ---- counting
@@ -302,7 +301,7 @@ def prepare(
 
 def fill_prefix_cache(model: DivaForConditionalGeneration) -> None:
     """What the first step of a run does once."""
-    width = model.llm.config.hidden_size
+    width = model.llm.config.get_text_config().hidden_size
     model.student_states(torch.zeros(1, 1, width, device=model.prefix_ids.device))
 
 

@@ -15,6 +15,7 @@ from diva.config.precision import autocast_dtype
 from diva.data.decoded import BYTES_PER_SECOND
 from diva.errors import UserError
 from diva.models.configuration import DivaConfig
+from diva.models.llm import decoder
 from diva.models.skeleton import Architecture, architecture, assemble
 from diva.planning.counting import (
     Batch,
@@ -186,7 +187,7 @@ class Run:
         """Of the teacher's states, if no two clips have one transcript and all answers are as long as they may be."""
         variants = max(1, len(self.objective.instructions)) * self.answers.samples
         states = self.lengths.clips * variants * (self.objective.answer_tokens + 1)
-        return states * self.parts.llm.hidden_size * self.frozen_bytes
+        return states * self.parts.llm.get_text_config().hidden_size * self.frozen_bytes
 
     @property
     def frozen_bytes(self) -> int:
@@ -205,7 +206,7 @@ class Run:
         model = assemble(self.model, parts, self.work.adapter_dtype)
         fill_prefix_cache(model)
         cache: Any = model._prefix_cache.layers if model._prefix_cache else []
-        layers: Any = model.llm.base_model.layers
+        layers: Any = decoder(model.llm).layers
         optimizer = make(self.config.optimizer.algorithm)(model.adapter.parameters())
         for parameter in model.adapter.parameters():
             parameter.grad = torch.zeros_like(parameter)

@@ -13,8 +13,8 @@ from diva.audio.decoding import to_waveform
 from diva.audio.frames import HOP_SAMPLES, SAMPLE_RATE, SAMPLES_PER_FRAME, pad_clips
 from diva.errors import UserError
 from diva.models.adapter import QFormerAdapter
+from diva.models.llm import Embeddings
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.models.parts import embedding_matrix
 from diva.models.processing import Clip
 from diva.plots import style
 from diva.training.metrics import nearest_tokens
@@ -58,7 +58,7 @@ def cross_attention(model: DivaForConditionalGeneration, clip: Clip) -> Attentio
     virtual_tokens = virtual_tokens[-read:]
     # The encoder may have padded the clip to 30 s: the picture covers the frames that it gave.
     padding = weights[0].shape[-1] * SAMPLES_PER_FRAME - waveforms.shape[1]
-    nearest = nearest_tokens(virtual_tokens, embedding_matrix(model.llm))
+    nearest = nearest_tokens(virtual_tokens, Embeddings(model.llm))
     return Attention(
         mel=model.encoder.log_mel(nn.functional.pad(waveforms, (0, padding)))[0].cpu(),
         weights=torch.stack(weights).unflatten(2, (-1, model.adapter.stack)).mean(dim=3)[:, :, -read:].cpu(),

@@ -242,8 +242,11 @@ class AnswerTable:
 def turn_ends(model: DivaForConditionalGeneration, instructions: Sequence[str]) -> list[list[int]]:
     """Token ids from the end of the speech to the answer: behind each instruction, or the template's alone."""
     plain = [model.suffix_ids.tolist()]
-    tokenizer, system = model.processor.tokenizer, model.config.llm.system_prompt
-    return [user_turn(tokenizer, system, f"\n{text}").suffix_ids for text in instructions] or plain
+    tokenizer, llm = model.processor.tokenizer, model.config.llm
+    turns = [
+        user_turn(tokenizer, llm.system_prompt, f"\n{text}", llm.template_kwargs) for text in instructions
+    ]
+    return [turn.suffix_ids for turn in turns] or plain
 
 
 def make_answers(

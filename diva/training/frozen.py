@@ -24,7 +24,6 @@ from diva.data.decoded import DecodedAudio, build_once
 from diva.data.manifest import Manifest
 from diva.models.encoder import Context
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.models.parts import embedding_matrix
 from diva.models.pretrained import cache_dir
 from diva.training.answers import AnswerTable, Continuation
 from diva.training.transcripts import Transcripts, digest, weights_digest
@@ -137,8 +136,7 @@ class FrozenParts:
 
 def state_bytes(model: DivaForConditionalGeneration) -> int:
     """Bytes of one hidden state of the LLM."""
-    weight = embedding_matrix(model.llm)
-    return weight.shape[1] * weight.element_size()
+    return model.llm.config.get_text_config().hidden_size * model.llm.dtype.itemsize
 
 
 class TeacherTable:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diva.models.llm import Embeddings
 from diva.training.losses import last_virtual_tokens
 
 # Of the vocabulary at a time: a large model's whole embedding matrix takes gigabytes in float32.
@@ -14,7 +15,9 @@ _ROWS = 8192
 _POSITIONS = 256
 
 
-def aligned_tokens(virtual_tokens: Tensor, token_ids: Tensor, tokens: Tensor, embeddings: Tensor) -> Tensor:
+def aligned_tokens(
+    virtual_tokens: Tensor, token_ids: Tensor, tokens: Tensor, embeddings: Tensor | Embeddings
+) -> Tensor:
     """Which transcript tokens have their own embedding nearest to the virtual token that faces them.
 
     Virtual tokens [B, Q, D], token ids [B, N] of which `tokens` [B] are valid, embedding matrix [V, D].
@@ -24,7 +27,7 @@ def aligned_tokens(virtual_tokens: Tensor, token_ids: Tensor, tokens: Tensor, em
     return nearest_tokens(last[mask], embeddings) == token_ids[mask]
 
 
-def nearest_tokens(vectors: Tensor, embeddings: Tensor) -> Tensor:
+def nearest_tokens(vectors: Tensor, embeddings: Tensor | Embeddings) -> Tensor:
     """Vectors [n, D] -> ids [n] of the nearest rows of the embedding matrix [V, D] in L2."""
     vectors = vectors.float()
     scores, ids = [], []

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from diva.data.batch import SpeechBatch
+from diva.data.batch import SpeechBatch, transcript_tokens
 from diva.data.manifest import Skip
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.training.answers import AnswerSettings, AnswerTable, Continuation
@@ -27,6 +27,7 @@ from diva.training.distributed.devices import give_back_memory
 from diva.training.distributed.fsdp import FSDP2Strategy, shard_model
 from diva.training.distributed.xla import end_of_graph
 from diva.training.frozen import FrozenParts, Precompute
+from diva.training.llm_check import check_llm
 from diva.training.losses import Objective
 from diva.training.on_policy import SHARED_MEASURES, shared_sums, student_continuation
 from diva.training.step import ANSWER_MEASURES, MEASURES, loss_sums, measure_sums, position_weights
@@ -81,6 +82,10 @@ class DivaTraining(LightningModule):
 
     def on_fit_start(self) -> None:
         data = self.trainer.datamodule
+        if self.device.type != "xla":  # where two more shapes would be compiled
+            text = data.train.clips["text"][0].as_py()
+            ids = torch.tensor(transcript_tokens(data.tokenizer, [text])[0], device=self.device)
+            check_llm(self.model, ids)
         steps, size = self.trainer.max_steps, data.batch_size
         used = {data.train_split: (steps * size, self.objective.distilled_steps(steps) * size)}
         splits = {data.train_split: data.train} | {data.val_splits[name]: data.val[name] for name in data.val}

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from diva.data.batch import SpeechBatch
+from diva.models.llm import Embeddings
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.models.parts import embedding_matrix
 from diva.training import metrics
 from diva.training.answers import Continuation
 from diva.training.frozen import FrozenParts
@@ -141,7 +141,7 @@ def _aligned_tokens(
     model: DivaForConditionalGeneration, v: Tensor, batch: SpeechBatch, static_shapes: bool
 ) -> tuple[Tensor, Tensor]:
     """Whether each transcript token is the nearest to the virtual token that faces it, and which are valid."""
-    embeddings = embedding_matrix(model.llm)
+    embeddings = Embeddings(model.llm)
     if not static_shapes:
         found = metrics.aligned_tokens(v, batch.token_ids, batch.tokens, embeddings)
         return found, torch.ones_like(found)

@@ -12,7 +12,7 @@ from tiny import noise
 
 from diva.config import check_overrides, make
 from diva.errors import UserError
-from diva.evaluation.evaluate import evaluate
+from diva.evaluation.evaluate import _asked, evaluate
 from diva.evaluation.reporting.tables import tables
 from diva.evaluation.results import read_results
 from diva.evaluation.runner import SAMPLES, read_answers
@@ -203,6 +203,11 @@ def test_another_question_is_another_task_and_another_place_is_not(jokes):
     other = score(jokes, [1, 0, 1], "task.question=Is it sad?")
     assert other["task_hash"] != plain["task_hash"]
     assert other["data_hash"] == plain["data_hash"]
+    before = score(jokes, [1, 0, 1], "task.layout=authors")
+    assert before["task_hash"] != plain["task_hash"]
+    # Results of before there was a choice stand beside those of the layout that there was.
+    written_then = {key: value for key, value in plain["config"]["task"].items() if key != "layout"}
+    assert _asked(written_then) == plain["task_hash"]
     moved = score(jokes, [1, 0, 1], f"task.corpus.manifests={{test: '{jokes / 'test.jsonl'}'}}")
     assert (moved["task_hash"], moved["data_hash"]) == (plain["task_hash"], plain["data_hash"])
 

@@ -1,5 +1,6 @@
 """Tasks: the clips that have an answer, what their columns may hold, and every shipped config."""
 
+import functools
 import shlex
 from pathlib import Path
 
@@ -175,6 +176,7 @@ def test_every_system_config_names_what_it_can_be_built_from(name):
 
 
 def test_task_prompts_are_those_of_the_authors():
+    @functools.cache
     def built(*overrides: str) -> Task:
         return make(check_overrides("evaluate", [*overrides, "system.model=x", "name=x"]).task)
 
@@ -197,6 +199,10 @@ def test_task_prompts_are_those_of_the_authors():
     assert built("task=mustard").labels == {"Yes": "true", "No": "false"}
     assert built("task=urfunny").labels == {"Yes": "humor", "No": "not_humor"}
     assert {built(f"task={name}").max_new_tokens for name in TASKS} == {64}
+    figure3 = {built(f"task={name}").instruction.layout for name in ("iemocap", "meld", "mustard", "urfunny")}
+    assert figure3 == {"authors"}
+    with pytest.raises(UserError, match=r"task\.layout=author is none of question_last, authors"):
+        built("task=meld", "task.layout=author")
     assert built("task=heysquad").separator == "\n"
 
 

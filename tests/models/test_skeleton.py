@@ -3,13 +3,15 @@
 import json
 
 import pytest
+import torch
 
 from diva.config import make
 from diva.errors import UserError
+from diva.models.llm import llm_from_config
 from diva.models.parts import load_tokenizer
 from diva.models.pretrained import WHEELS, resolve
 from diva.models.prompts import user_turn
-from diva.models.skeleton import SHIPPED, StandInTokenizer, architecture
+from diva.models.skeleton import SHIPPED, StandInTokenizer, _model_config, architecture
 from diva.plan import compose
 
 
@@ -17,7 +19,24 @@ from diva.plan import compose
 def test_shipped_architectures_are_numbers_with_a_source(name):
     shipped = json.loads((SHIPPED / f"{name.replace('/', '--')}.json").read_text())
     assert name in shipped["source"]
-    assert all(isinstance(value, int | float | str) for value in shipped["config"].values())
+    parts = [part for part in shipped["config"].values() if isinstance(part, dict)]
+    values = [value for part in (shipped["config"], *parts) for value in part.values() if value not in parts]
+    assert all(isinstance(value, int | float | str | None) for value in values)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Qwen/Qwen3-4B", 4_022_468_096),
+        ("HuggingFaceTB/SmolLM3-3B", 3_075_098_624),
+        ("mistralai/Mistral-7B-Instruct-v0.3", 7_248_023_552),
+        ("google/gemma-3-4b-it", 4_300_079_472),
+    ],
+)
+def test_shipped_llms_have_as_many_parameters_as_the_hub_says(name, parameters):
+    with torch.device("meta"):
+        llm = llm_from_config(_model_config(name), attn_implementation="sdpa")
+    assert sum(parameter.numel() for parameter in llm.parameters()) == parameters
 
 
 @pytest.mark.parametrize("name", sorted(WHEELS))

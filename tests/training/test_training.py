@@ -139,6 +139,15 @@ def test_steps_move_the_adapter_and_nothing_frozen(tiny_run, tmp_path, monkeypat
         assert name.startswith("adapter.") or weight.grad is None
 
 
+def test_an_llm_that_cannot_teach_ends_a_run_before_its_first_step(tiny_run, tmp_path, monkeypatch):
+    embed = DivaForConditionalGeneration.embed
+    monkeypatch.setattr(DivaForConditionalGeneration, "embed", lambda self, ids: embed(self, ids) * 2)
+    with pytest.raises(
+        UserError, match=r"model\.llm\.name=.* cannot teach: after a transcript of \d+ tokens"
+    ):
+        fit([*tiny_run, "max_steps=1", "precompute.teacher_states=false"], tmp_path, 1)
+
+
 @pytest.mark.integration
 def test_tables_are_kept_of_what_is_seen_often_enough(tiny_run, tmp_path):
     """22 training clips, batches of 4; validation has 6, in a table of their own."""

@@ -36,7 +36,7 @@ audio { width: 100%; max-width: 26rem; height: 2.2rem; margin: .4rem 0; }
 <p>System message: {{ task.system_prompt }}</p>
 {% endif %}
 {% if task.question %}
-<p>Asked after the speech: {{ task.question }}</p>
+<p>Asked {{ 'before' if task.layout == 'authors' else 'after' }} the speech: {{ task.question }}</p>
 {% endif %}
 {% for table in tables %}
 <table>

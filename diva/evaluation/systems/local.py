@@ -4,6 +4,7 @@ A system is built once and asked for batches. `reader` is its LLM without ears: 
 DiVA share its weights.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
@@ -12,7 +13,6 @@ from typing import Any, Protocol
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     LogitsProcessorList,
     PreTrainedModel,
@@ -25,7 +25,9 @@ from diva.audio.frames import SAMPLE_RATE, windows
 from diva.errors import UserError
 from diva.evaluation.labels import OnlyTokens, label_tokens
 from diva.evaluation.samples import Instruction, Sample
+from diva.models.configuration import DivaConfig
 from diva.models.folders import export_folder, read
+from diva.models.llm import load_llm
 from diva.models.load import load_model
 from diva.models.pretrained import adapter_files, resolve
 from diva.models.processing import pad_left
@@ -120,6 +122,7 @@ class TextLLM:
         system_prompt: str | None = None,
         prompt_layout: str = "template",
         whisper: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
     ):
         self.llm = llm
         self.tokenizer = tokenizer
@@ -127,15 +130,28 @@ class TextLLM:
         self.system_prompt = system_prompt
         self.prompt_layout = prompt_layout
         self.whisper = whisper
+        self.template_kwargs = dict(template_kwargs or {})
 
     @property
     def identity(self) -> Identity:
         told = {"system_prompt": self.system_prompt, "prompt_layout": self.prompt_layout}
+        if self.template_kwargs:
+            told["template_kwargs"] = json.dumps(self.template_kwargs, sort_keys=True)
         return {"llm": self.name, "dtype": str(self.llm.dtype), **told}
 
     @classmethod
-    def load(cls, model: str | None, llm: str | None, dtype: str | None = None) -> "TextLLM":
-        """The LLM of a DiVA (`model`: run directory, export or hub id), or the one named `llm`."""
+    def load(
+        cls,
+        model: str | None,
+        llm: str | None,
+        dtype: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> "TextLLM":
+        """The LLM of a DiVA (`model`: run directory, export or hub id), or `llm` with `template_kwargs`."""
+        if model is not None and template_kwargs:
+            raise UserError(
+                "system.template_kwargs is for system.llm=NAME: a DiVA's LLM keeps those of its training"
+            )
         if (model is None) == (llm is None):
             raise UserError(
                 "say whose LLM reads: system.model=RUN for that of a DiVA, or system.llm=NAME; one of them"
@@ -144,19 +160,18 @@ class TextLLM:
         name = config.llm.name if config is not None else str(llm)
         folder = resolve(name)
         cuda = torch.cuda.is_available()
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded = load_llm(
             folder, dtype=dtype or ("auto" if cuda else "float32"), device_map="cuda" if cuda else None
         )
         tokenizer = AutoTokenizer.from_pretrained(folder)
         if config is None:
-            return cls(loaded.eval(), tokenizer, name)
-        layout, whisper = config.llm.prompt_layout, config.encoder.name
-        return cls(loaded.eval(), tokenizer, name, config.llm.system_prompt, layout, whisper)
+            return cls(loaded, tokenizer, name, template_kwargs=template_kwargs)
+        return cls(loaded, tokenizer, name, **_prompting(config))
 
     def read(
         self, texts: Sequence[str], instruction: Instruction, max_new_tokens: int, labels: Labels = None
     ) -> list[str]:
-        before, after = self._around(instruction)
+        before, after = self._around(instruction.to_diva())
         # By itself, as in training: nothing that is read can merge with the template's tokens.
         rows = [[*before, *encode(self.tokenizer, text), *after] for text in texts]
         ids, mask = pad_left(rows, pad_token_id=0)
@@ -168,11 +183,22 @@ class TextLLM:
         """Token ids before and after what is read."""
         system = instruction.system or self.system_prompt
         if self.prompt_layout == "released" and instruction.question is None:
-            prompt = released_user_turn(self.tokenizer, system)
+            prompt = released_user_turn(self.tokenizer, system, template_kwargs=self.template_kwargs)
             return prompt.prefix_ids, prompt.suffix_ids
         messages = chat(Instruction(system, instruction.question), {"type": "audio"})
-        before, after = chat_pieces(self.tokenizer, messages)
+        before, after = chat_pieces(self.tokenizer, messages, template_kwargs=self.template_kwargs)
         return before, after
+
+
+def _prompting(config: DivaConfig) -> dict[str, Any]:
+    """How the LLM of a DiVA is asked, and the Whisper that goes with it."""
+    llm = config.llm
+    return {
+        "system_prompt": llm.system_prompt,
+        "prompt_layout": llm.prompt_layout,
+        "whisper": config.encoder.name,
+        "template_kwargs": llm.template_kwargs,
+    }
 
 
 def _digest(files: Sequence[Path]) -> str:
@@ -201,20 +227,14 @@ class Diva:
     @property
     def reader(self) -> TextLLM:
         """The teacher."""
-        config = self.model.config
-        return TextLLM(
-            self.model.llm,
-            self.model.processor.tokenizer,
-            config.llm.name,
-            config.llm.system_prompt,
-            config.llm.prompt_layout,
-            config.encoder.name,
-        )
+        tokenizer, config = self.model.processor.tokenizer, self.model.config
+        assert isinstance(config, DivaConfig)
+        return TextLLM(self.model.llm, tokenizer, config.llm.name, **_prompting(config))
 
     def answer(
         self, samples: Sequence[Sample], instruction: Instruction, max_new_tokens: int, labels: Labels = None
     ) -> list[str]:
-        processor = self.model.processor
+        processor, instruction = self.model.processor, instruction.to_diva()
         if instruction.question is None:
             clips = [sample.waveform for sample in samples if sample.waveform is not None]
             inputs = processor.spoken_turns(clips, [instruction.system] * len(clips))
@@ -288,16 +308,25 @@ class Cascade:
         return [" ".join(next(heard).strip() for _ in clip) for clip in parts]
 
 
-def teacher(model: str | None = None, llm: str | None = None, dtype: str | None = None) -> Teacher:
+def teacher(
+    model: str | None = None,
+    llm: str | None = None,
+    dtype: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> Teacher:
     """`system=teacher`."""
-    return Teacher(TextLLM.load(model, llm, dtype))
+    return Teacher(TextLLM.load(model, llm, dtype, template_kwargs))
 
 
 def cascade(
-    model: str | None = None, llm: str | None = None, whisper: str | None = None, dtype: str | None = None
+    model: str | None = None,
+    llm: str | None = None,
+    whisper: str | None = None,
+    dtype: str | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> Cascade:
     """`system=cascade`."""
-    return Cascade(TextLLM.load(model, llm, dtype), whisper)
+    return Cascade(TextLLM.load(model, llm, dtype, template_kwargs), whisper)
 
 
 def beside(system: System, name: str, whisper: str | None) -> System:

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 
+from diva.models.llm import decoder
 from diva.models.modeling import DivaForConditionalGeneration
 
 
 def checkpoint_activations(model: DivaForConditionalGeneration) -> None:
     """Keep only the inputs of the layers of adapter and LLM for the backward pass; to be called once."""
     # Not transformers' own, which wants the LLM in training mode and lets go of the prefix's keys and values.
-    for layer in [*getattr(model.adapter, "layers", []), *model.llm.base_model.layers]:
+    for layer in [*getattr(model.adapter, "layers", []), *decoder(model.llm).layers]:
         layer.forward = partial(_recomputed, layer.forward)
 
 

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from diva.models.llm import decoder
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.training.callbacks import SampleResponses, Throughput
 from diva.training.checkpoints import ADAPTER_PREFIX
@@ -86,7 +87,7 @@ def shard_model(model: DivaForConditionalGeneration, mesh: DeviceMesh) -> None:
     """
     if isinstance(model.adapter, FSDPModule):
         return
-    _shard_layers(model.llm.base_model, mesh)
+    _shard_layers(decoder(model.llm), mesh)
     _shard_layers(model.encoder, mesh)
     for layer in _layers(model.adapter):
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)

@@ -1,6 +1,8 @@
 """Systems on tiny models: what is asked reaches them, labels bind them, batches change nothing."""
 
+import copy
 import json
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -52,6 +54,29 @@ def test_a_batch_answers_as_each_alone(diva, instruction):
 def test_instructions_reach_the_model(diva):
     answers = {tuple(diva.answer(SAMPLES, instruction, 8)) for instruction in (PLAIN, TOLD, ASKED)}
     assert len(answers) == 3
+
+
+def test_in_the_authors_layout_the_question_stands_before_the_speech(diva):
+    asked = replace(ASKED, layout="authors")
+    before = Instruction("\n".join(filter(None, (ASKED.system, ASKED.question))))
+    for system in (diva, Teacher(diva.reader)):
+        said = system.answer(SAMPLES, asked, 8)
+        assert said == system.answer(SAMPLES, before, 8)
+        assert said != system.answer(SAMPLES, ASKED, 8)
+
+
+def test_template_variables_reach_what_reads(diva):
+    reader = diva.reader
+    assert "template_kwargs" not in reader.identity
+    reader.tokenizer = copy.deepcopy(reader.tokenizer)
+    reader.tokenizer.chat_template += "{% if loud %}LOUD{% endif %}"
+    loud = TextLLM(reader.llm, reader.tokenizer, reader.name, template_kwargs={"loud": True})
+    assert loud.identity["template_kwargs"] == '{"loud": true}'
+    after = reader.tokenizer.decode(loud._around(PLAIN)[1])
+    assert after.endswith("LOUD")
+    assert not reader.tokenizer.decode(reader._around(PLAIN)[1]).endswith("LOUD")
+    with pytest.raises(UserError, match=r"system\.template_kwargs is for system\.llm=NAME"):
+        TextLLM.load("run", None, template_kwargs={"loud": True})
 
 
 def test_the_teacher_reads_the_transcript_in_the_chat_template(diva, tiny_llm):

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from command_line import Command, command, environment, free_port, losses, run, run_ranks
+from llms import make_llm_of
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -19,6 +20,7 @@ from diva.config import CONFIG_DIR, check_overrides
 from diva.errors import UserError
 from diva.models.build import build
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
+from diva.models.llm import decoder
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.parts import load_tokenizer
 from diva.run import make_trainer
@@ -164,7 +166,11 @@ def rank_of_two(rank: int, folder: Path, whisper: Path, llm: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     model = tiny(whisper, llm)
     before = {key: value.clone() for key, value in model.adapter.state_dict().items()}
+    v = torch.randn(2, 12, 32)
+    states = model.student_states(v)
     shard_model(model, init_device_mesh("cpu", (2,)))
+    model._prefix_cache = None
+    read_alike = torch.allclose(model.student_states(v), states, atol=1e-5)
     held = {}
     for part in ("adapter", "encoder", "llm"):
         tensors = [p.to_local() if isinstance(p, DTensor) else p for p in getattr(model, part).parameters()]
@@ -173,23 +179,28 @@ def rank_of_two(rank: int, folder: Path, whisper: Path, llm: Path) -> None:
     gather_adapter(model)
     after = model.adapter.state_dict()
     same = all(torch.equal(after[key], value) for key, value in before.items())
-    torch.save({"held": held, "trained": trained, "same": same}, folder / f"{rank}.pt")
+    torch.save(
+        {"held": held, "trained": trained, "same": same, "read_alike": read_alike}, folder / f"{rank}.pt"
+    )
     dist.destroy_process_group()
 
 
-def test_each_rank_holds_its_share(tiny_whisper, tiny_llm, tmp_path):
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_each_rank_holds_its_share(family, tiny_whisper, tmp_path):
+    """Of a multi-modal LLM the text part is shared out, whose layers look through windows of two widths."""
+    tiny_llm = make_llm_of(family, tmp_path / "llm")
     mp.start_processes(rank_of_two, (tmp_path, tiny_whisper, tiny_llm), nprocs=2, start_method="fork")
     model = tiny(tiny_whisper, tiny_llm)
     layers = {
         "adapter": model.adapter,
         "encoder": model.encoder.whisper.layers,
-        "llm": model.llm.base_model.layers,
+        "llm": decoder(model.llm).layers,
     }
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for part, sharded in layers.items():
         total, shared = (sum(p.numel() for p in x.parameters()) for x in (getattr(model, part), sharded))
         assert sum(each["held"][part] for each in found) == 2 * (total - shared) + shared
-    assert all(each["trained"] and each["same"] for each in found)
+    assert all(each["trained"] and each["same"] and each["read_alike"] for each in found)
 
 
 # ---- processes that something else starts

@@ -1,0 +1,115 @@
+"""What differs between chat LLMs, each in one place: how one is loaded, what it reads, where it may look, what it says.
+
+Everything else in diva takes any LLM that transformers can run: embeddings in, states after the final norm out.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from ..errors import UserError
+
+# Kinds of layers whose past is keys and values by position, so that those of a prefix can be kept.
+_WITH_KEYS = {"full_attention", "sliding_attention"}
+
+
+def load_llm(folder: Path, **options: Any) -> PreTrainedModel:
+    """A chat LLM in evaluation mode; a multi-modal one whole, of which only the text part is used.
+
+    `options` are those of transformers' `from_pretrained`. Raises UserError for an attention that the LLM has not.
+    """
+    try:
+        return _auto_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder, **options).eval()
+    except ValueError as error:
+        if "attention implementation" not in str(error):
+            raise
+        raise UserError(
+            f"model.llm.attention={options.get('attn_implementation')}: the LLM in {folder} has none in transformers;"
+            " take model.llm.attention=eager"
+        ) from error
+
+
+def llm_from_config(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+    """The same with random weights."""
+    return _auto_class(config).from_config(config, **options).eval()
+
+
+def _auto_class(config: PreTrainedConfig) -> Any:
+    return (
+        AutoModelForCausalLM
+        if type(config) in AutoModelForCausalLM._model_mapping
+        else AutoModelForMultimodalLM
+    )
+
+
+def decoder(llm: PreTrainedModel) -> Any:
+    """The part that turns embeddings into states after the final norm: of a multi-modal LLM its text part."""
+    return llm.get_decoder()
+
+
+class Embeddings:
+    """The input embeddings of all tokens as the LLM reads them, [V, D], of which slices are asked for.
+
+    Gemma 3 multiplies what its table holds by the root of D (Gemma3TextScaledWordEmbedding). Where the table is what
+    the LLM reads, a slice is no copy.
+    """
+
+    def __init__(self, llm: PreTrainedModel):
+        self.table = llm.get_input_embeddings()
+        assert isinstance(self.table.weight, Tensor)
+        self.weight = self.table.weight
+
+    @property
+    def shape(self) -> torch.Size:
+        """[V, D]"""
+        return self.weight.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @torch.no_grad()
+    def __getitem__(self, rows: slice) -> Tensor:
+        if type(self.table) is nn.Embedding:
+            return self.weight[rows]
+        return self.table(torch.arange(*rows.indices(len(self)), device=self.weight.device))
+
+
+def has_keys_only(llm: PreTrainedModel) -> bool:
+    """Whether every layer's past is keys and values by position; else (a recurrent layer) no prefix can be kept."""
+    return set(getattr(llm.config.get_text_config(), "layer_types", None) or ()) <= _WITH_KEYS
+
+
+def masks(llm: PreTrainedModel, mask: Tensor, positions: Tensor) -> Any:
+    """A mask [B, 1, L, K] (True: look there) in the form that the LLM takes, with its sliding windows.
+
+    `positions` [B, K] are those of the keys, of which the last L are the queries'.
+    """
+    config = llm.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    if window is None:
+        return mask
+    distance = positions[:, -mask.shape[2] :].unsqueeze(2) - positions.unsqueeze(1)
+    near = mask & (distance < window).unsqueeze(1)
+    # LLMs with layers of two kinds take a mask for each, the others one for all.
+    mixed = getattr(config, "layer_types", None) is not None
+    return {"full_attention": mask, "sliding_attention": near} if mixed else near
+
+
+def logits(llm: PreTrainedModel, states: Tensor) -> Tensor:
+    """States after the final norm [..., D] -> next-token logits [..., V] in float32, scaled as the LLM scales them."""
+    config, head = llm.config.get_text_config(), llm.get_output_embeddings()
+    values = head(states).float()
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma 2
+        values = torch.tanh(values / cap) * cap
+    # Cohere multiplies, Granite divides.
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    return values if scale == 1 else values * scale
