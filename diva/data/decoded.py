@@ -16,13 +16,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from diva.audio.frames import SAMPLE_RATE
 from diva.data.manifest import Manifest, Skip, StoredAudio, listed_fault
 from diva.errors import AudioFault, UserError
 from diva.models.pretrained import cache_dir
+from diva.terminal import progress
 
 # Raise it when the same files would be decoded to other samples, or the layout of the folder changes.
 FORMAT_VERSION = 2
@@ -103,8 +102,8 @@ def _with_header_durations(manifest: Manifest, audio: StoredAudio) -> Manifest:
     durations = manifest.durations.copy()
     unknown = np.flatnonzero(np.isnan(durations))
     faults: dict[int, AudioFault] = {}
-    with _progress() as progress, ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        task = progress.add_task("reading durations", total=len(unknown), visible=len(unknown) > 0)
+    with progress() as bar, ThreadPoolExecutor(_HEADER_THREADS) as pool:
+        task = bar.add_task("reading durations", total=len(unknown), visible=len(unknown) > 0)
         chunks = _chunks(unknown)
         answers = _in_order(
             pool, lambda chunk: _headers(audio, manifest.rows[chunk]), chunks, _HEADER_THREADS
@@ -115,7 +114,7 @@ def _with_header_durations(manifest: Manifest, audio: StoredAudio) -> Manifest:
                     faults[int(position)] = seconds
                 else:
                     durations[position] = seconds
-            progress.advance(task, len(chunk))
+            bar.advance(task, len(chunk))
     return _without_faults(manifest, durations, faults)
 
 
@@ -133,8 +132,8 @@ def _decode_all(audio: StoredAudio, rows: np.ndarray, num_workers: int, folder: 
     """Write samples.int16, offsets.npy [n + 1] and faults.json (position, reason, detail) for these rows."""
     lengths = np.zeros(len(rows), dtype=np.int64)
     faults: list[tuple[int, str, str]] = []
-    with (folder / "samples.int16").open("wb") as file, _progress() as progress:
-        task = progress.add_task("decoding audio", total=len(rows))
+    with (folder / "samples.int16").open("wb") as file, progress() as bar:
+        task = bar.add_task("decoding audio", total=len(rows))
         position = 0
         for decoded in _decode_chunks(audio, rows, num_workers):
             for samples in decoded:
@@ -144,9 +143,9 @@ def _decode_all(audio: StoredAudio, rows: np.ndarray, num_workers: int, folder: 
                     file.write(samples.data)
                     lengths[position] = len(samples)
                 position += 1
-            progress.advance(task, len(decoded))
+            bar.advance(task, len(decoded))
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
-    (folder / "faults.json").write_text(json.dumps(faults))
+    (folder / "faults.json").write_text(json.dumps(faults), encoding="utf-8")
 
 
 def _decode_chunks(
@@ -207,23 +206,16 @@ def _read_decoded(manifest: Manifest, folder: Path) -> Manifest:
     file, offsets = folder / "samples.int16", np.load(folder / "offsets.npy")
     if file.stat().st_size != 2 * offsets[-1]:
         raise UserError(f"the decoded audio in {folder} is damaged: delete that folder, it is made again")
-    faults = {at: AudioFault(*fault) for at, *fault in json.loads((folder / "faults.json").read_text())}
+    faults = {
+        at: AudioFault(*fault)
+        for at, *fault in json.loads((folder / "faults.json").read_text(encoding="utf-8"))
+    }
     durations = (np.diff(offsets) / SAMPLE_RATE).astype(np.float32)
     for at in np.flatnonzero(durations < manifest.durations):
         if fault := listed_fault(float(durations[at]), float(manifest.durations[at])):
             faults.setdefault(int(at), fault)
     decoded = replace(manifest, audio=DecodedAudio(file, offsets), rows=np.arange(len(manifest)))
     return _without_faults(decoded, durations, faults)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:

@@ -7,16 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
 from diva.data.manifest import Manifest
@@ -24,6 +15,8 @@ from diva.errors import AudioFault, UserError
 from diva.evaluation.labels import NoLabel
 from diva.evaluation.samples import Answer, Instruction, Sample
 from diva.evaluation.systems.local import System
+from diva.folders import take
+from diva.terminal import label, progress
 
 SAMPLES = "samples.jsonl"
 # So many clips are decoded at a time, so that batches can be of like length.
@@ -61,15 +54,13 @@ class Runner:
         A sample that fails is an Answer with its error. Raises UserError for what the user can mend, and where
         the system fails so often in a row that it must be at fault.
         """
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        take(self.file.parent)
         known = {a.id: a for a in read_answers(self.file) if not (retry_failed and a.error)}
         rest = [sample for sample in samples if sample.id not in known]
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
-        )  # fmt: skip
+        columns = label(), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
         with (
             self.file.open("a", encoding="utf-8") as file,
-            Progress(*columns, console=Console(stderr=True)) as bar,
+            progress(*columns) as bar,
         ):
             shown = bar.add_task(self.title, total=len(samples), completed=len(samples) - len(rest))
             for answers in _timed(self._answers(manifest, rest)):

@@ -139,7 +139,7 @@ def read(folder: Path, llm: str | None = None, encoder: str | None = None) -> Ch
     """
     try:
         described = (folder / "config.json").is_file() or not is_fork(folder)
-        values = json.loads((folder / "config.json").read_text()) if described else {}
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8")) if described else {}
         state = read_weights(folder, ("",)) if "adapter" in values else read_weights(folder)
     except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
         raise UserError(f"{folder} is not a readable export: {error}") from error
@@ -170,10 +170,11 @@ def save(
     *,
     full: bool = False,
     layout: Literal["diva", "released"] = "diva",
+    state_dict: dict[str, torch.Tensor] | None = None,
     **kwargs: Any,
 ) -> None:
     """Write an export; `full` puts the frozen parts into it, `layout="released"` writes what the published code
-    reads (its prompt and 30 s windows included)."""
+    reads (its prompt and 30 s windows included). `state_dict` is the adapter's own where the model's is not whole."""
     if kwargs.keys() - {"safe_serialization", "push_to_hub", "is_main_process"} or kwargs.get("push_to_hub"):
         raise TypeError(f"save_pretrained of a DiVA takes full and layout, not {', '.join(kwargs)}")
     if model.has_own_encoder and not full:
@@ -191,7 +192,7 @@ def save(
             "reference_decoder": model.config.llm.name,
         }
     else:
-        state = model.adapter.state_dict()
+        state = dict(model.adapter.state_dict()) if state_dict is None else state_dict
         config = model.config.to_dict() | {"architectures": [type(model).__name__], "auto_map": _AUTO_MAP}
         if full:
             _save_frozen(model, folder)
@@ -204,7 +205,7 @@ def save(
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     save_file(tensors, folder / f"{WEIGHTS}.tmp", metadata={"format": "pt"})
     os.replace(folder / f"{WEIGHTS}.tmp", folder / WEIGHTS)
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _save_frozen(model: DivaForConditionalGeneration, folder: Path) -> None:
@@ -223,11 +224,11 @@ def _write_code(folder: Path) -> None:
     """Copies of the modules a model needs, importing each other by place instead of by package."""
     if not __name__.startswith("diva."):  # loaded from an export: its copies are here already
         for copy in Path(__file__).parent.glob("*.py"):
-            (folder / copy.name).write_text(copy.read_text())
+            (folder / copy.name).write_text(copy.read_text(encoding="utf-8"), encoding="utf-8")
         return
     root = Path(__file__).parent.parent
     for module, file in _REMOTE_CODE.items():
-        source = (root / Path(*module.split(".")[1:])).with_suffix(".py").read_text()
+        source = (root / Path(*module.split(".")[1:])).with_suffix(".py").read_text(encoding="utf-8")
         source = (
             source.partition("\n\nif __name__ ==")[0].rstrip() + "\n"
         )  # a command line needs more of diva
@@ -235,4 +236,4 @@ def _write_code(folder: Path) -> None:
             source = re.sub(
                 rf"^(\s*)from {re.escape(name)} import", rf"\1from .{place} import", source, flags=re.M
             )
-        (folder / f"{file}.py").write_text(source)
+        (folder / f"{file}.py").write_text(source, encoding="utf-8")

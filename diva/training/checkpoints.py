@@ -45,7 +45,12 @@ class StreamedCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, path)
+        try:
+            with open(path, "wb") as file:  # torch would say of a full disk that its archive is broken
+                torch.save(checkpoint, file)
+        except OSError as error:
+            Path(path).unlink(missing_ok=True)  # half of it would take the room that a resumed run needs
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def check_resumable(path: Path) -> None:

@@ -6,14 +6,12 @@ training was interrupted) and kept on disk: a resumed run, another seed, another
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -26,6 +24,7 @@ from diva.data.manifest import Manifest
 from diva.models.encoder import Context
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.pretrained import cache_dir
+from diva.terminal import track
 
 _FORMAT = "3"
 _TENSORS = "table.safetensors"
@@ -152,7 +151,7 @@ class TeacherTable:
 def _teacher_states(model: DivaForConditionalGeneration, distinct: list[tuple[int, ...]]) -> Tensor:
     device = model.prefix_ids.device
     states = []
-    for batch in _track(list(_chunks(distinct)), "the teacher reads"):
+    for batch in track(list(_chunks(distinct)), "the teacher reads", transient=True):
         ids = pad_sequence([torch.tensor(x) for x in batch], batch_first=True).to(device)
         tokens = torch.tensor([len(x) for x in batch], device=device)
         states.append(model.teacher_states(ids, tokens).cpu())
@@ -205,7 +204,7 @@ def _frames(model: DivaForConditionalGeneration, manifest: Manifest) -> dict[str
         int(starts[-1]), encoder.whisper.config.d_model, dtype=encoder.whisper.conv1.weight.dtype
     )
     # The longest first: what one batch has freed has room for the next.
-    for batch in _track(list(_chunks(order))[::-1], "the encoder listens"):
+    for batch in track(list(_chunks(order))[::-1], "the encoder listens", transient=True):
         padded, lengths = pad_clips([manifest.waveform(clip) for clip in batch])
         encoded, mask = encoder(padded.to(device), lengths.to(device))
         for clip, row, valid in zip(batch, encoded, mask.sum(dim=1).tolist(), strict=True):
@@ -221,10 +220,6 @@ def _cached(name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Te
     """Tensors of this name from the cache; other processes, those of a sweep too, wait for the first to compute."""
     folder = build_once(cache_dir() / name, lambda folder: save_file(compute(), folder / _TENSORS))
     return load_file(folder / _TENSORS)
-
-
-def _track(items: Sequence[T], description: str) -> Iterable[T]:
-    return track(items, description=description, transient=True, console=Console(stderr=True))
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -41,7 +41,7 @@ class MetricsFile(Logger):
         self._rows.setdefault(step, {}).update(metrics)
         columns = sorted({name for row in self._rows.values() for name in row} - {"step", "epoch"})
         temporary = self.path.with_suffix(".tmp")
-        with open(temporary, "w", newline="") as file:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, ["step", "epoch", *columns])
             writer.writeheader()
             writer.writerows({"step": number, **row} for number, row in sorted(self._rows.items()))
@@ -50,7 +50,7 @@ class MetricsFile(Logger):
     def _read(self) -> dict[int, dict[str, Any]]:
         if not self.path.is_file():
             return {}
-        with open(self.path, newline="") as file:
+        with open(self.path, encoding="utf-8", newline="") as file:
             return {
                 int(row.pop("step")): {name: value for name, value in row.items() if value != ""}
                 for row in csv.DictReader(file)

@@ -23,14 +23,13 @@ from pathlib import Path
 
 import soundfile
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from diva.command import exit_codes
 from diva.data.corpora.common_voice import CommonVoice
 from diva.data.corpora.spoken.sentences import Sentence, sentences
 from diva.data.manifest import Manifest
 from diva.errors import UserError
+from diva.terminal import progress
 
 RELEASE = "cv-corpus-spoken-mini"
 LOCALE = "en"
@@ -193,7 +192,7 @@ class SpokenMini:
         return _digest(*(clip.row() for clip in self._clips))
 
     def _is_complete(self) -> bool:
-        there = self._marker.is_file() and self._marker.read_text() == self._identity
+        there = self._marker.is_file() and self._marker.read_text(encoding="utf-8") == self._identity
         return there and not _missing(self._clips, self._folder / "clips")
 
 
@@ -216,17 +215,13 @@ def _speak_all(clips: Sequence[Clip], folder: Path) -> None:
             "data=spoken_mini needs flite to speak, and it is not installed: apt-get install flite"
             " (on a Mac: brew install flite)"
         )
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     # Threads, because the work is done in flite and in the encoder, both outside of the interpreter's lock.
-    with (
-        Progress(*columns, console=Console(stderr=True)) as progress,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):
-        bar = progress.add_task("speaking", total=len(clips), completed=len(clips) - len(missing))
+    with progress() as bar, ThreadPoolExecutor(os.cpu_count()) as pool:
+        shown = bar.add_task("speaking", total=len(clips), completed=len(clips) - len(missing))
         try:
             for future in as_completed([pool.submit(_speak, clip, folder) for clip in missing]):
                 future.result()
-                progress.advance(bar)
+                bar.advance(shown)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
