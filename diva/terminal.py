@@ -72,17 +72,22 @@ def label(text: str = "{task.description}", style: str = "none") -> TextColumn:
 
 
 def progress(*columns: ProgressColumn, transient: bool = False) -> Progress:
-    """A progress bar on stderr: these columns, or description, bar, count and time left."""
-    shown = columns or (label(), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*shown, console=stderr_console(), transient=transient)
+    """A progress bar of these columns, on stderr."""
+    return Progress(*columns, console=stderr_console(), transient=transient)
+
+
+def progress_bar(*figures: ProgressColumn, transient: bool = False) -> Progress:
+    """Description, bar, how many of how many are done, any further `figures`, and the time that is left."""
+    columns = label(), BarColumn(), MofNCompleteColumn(), *figures, TimeRemainingColumn()
+    return progress(*columns, transient=transient)
 
 
 def track(
-    items: Iterable[T], description: str, total: int | None = None, transient: bool = False
+    items: Iterable[T], description: str, total: int | None = None, done: int = 0, transient: bool = False
 ) -> Iterator[T]:
-    """`items`, with a progress bar while they are taken."""
-    with progress(transient=transient) as bar:
-        yield from bar.track(items, total=total, description=description)
+    """`items`, with a progress bar while they are taken; `done` of `total` are done before."""
+    with progress_bar(transient=transient) as bar:
+        yield from bar.track(items, total=total, completed=done, description=description)
 
 
 @contextmanager

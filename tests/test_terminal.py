@@ -7,7 +7,7 @@ from rich.table import Table
 
 from diva.sweeps.folder import SweepRun
 from diva.sweeps.table import gather, print_tables
-from diva.terminal import decorating, progress, progress_open, say, stderr_console, track
+from diva.terminal import decorating, progress_bar, progress_open, say, stderr_console, track
 
 pytestmark = pytest.mark.faults
 ODD = "a [/] b [bold]c :smile: \\[d]"
@@ -17,7 +17,7 @@ def test_text_of_a_user_is_no_markup(capsys, tmp_path):
     file = tmp_path / "e [bold] :cat:.tar"
     file.write_bytes(b"bytes")
     say(ODD)
-    with progress() as bar:
+    with progress_bar() as bar:
         bar.add_task(ODD, total=1)
     assert list(track([1, 2], ODD)) == [1, 2]
     with progress_open(file, "reading") as opened:
@@ -42,7 +42,7 @@ def test_a_terminal_that_has_gone_takes_nothing_along(monkeypatch):
     full = open("/dev/full", "w")  # noqa: SIM115, closing it fails
     monkeypatch.setattr(sys, "stderr", full)
     say(ODD)
-    with progress() as bar:
+    with progress_bar() as bar:
         bar.add_task(ODD, total=1)
     with pytest.raises(OSError, match="No space left"):
         full.close()

@@ -21,7 +21,7 @@ from diva.audio.frames import SAMPLE_RATE
 from diva.data.manifest import Manifest, Skip, StoredAudio, listed_fault
 from diva.errors import AudioFault, UserError
 from diva.models.pretrained import cache_dir
-from diva.terminal import progress
+from diva.terminal import progress_bar
 
 # Raise it when the same files would be decoded to other samples, or the layout of the folder changes.
 FORMAT_VERSION = 2
@@ -102,8 +102,8 @@ def _with_header_durations(manifest: Manifest, audio: StoredAudio) -> Manifest:
     durations = manifest.durations.copy()
     unknown = np.flatnonzero(np.isnan(durations))
     faults: dict[int, AudioFault] = {}
-    with progress() as bar, ThreadPoolExecutor(_HEADER_THREADS) as pool:
-        task = bar.add_task("reading durations", total=len(unknown), visible=len(unknown) > 0)
+    with progress_bar() as progress, ThreadPoolExecutor(_HEADER_THREADS) as pool:
+        task = progress.add_task("reading durations", total=len(unknown), visible=len(unknown) > 0)
         chunks = _chunks(unknown)
         answers = _in_order(
             pool, lambda chunk: _headers(audio, manifest.rows[chunk]), chunks, _HEADER_THREADS
@@ -114,7 +114,7 @@ def _with_header_durations(manifest: Manifest, audio: StoredAudio) -> Manifest:
                     faults[int(position)] = seconds
                 else:
                     durations[position] = seconds
-            bar.advance(task, len(chunk))
+            progress.advance(task, len(chunk))
     return _without_faults(manifest, durations, faults)
 
 
@@ -132,8 +132,8 @@ def _decode_all(audio: StoredAudio, rows: np.ndarray, num_workers: int, folder: 
     """Write samples.int16, offsets.npy [n + 1] and faults.json (position, reason, detail) for these rows."""
     lengths = np.zeros(len(rows), dtype=np.int64)
     faults: list[tuple[int, str, str]] = []
-    with (folder / "samples.int16").open("wb") as file, progress() as bar:
-        task = bar.add_task("decoding audio", total=len(rows))
+    with (folder / "samples.int16").open("wb") as file, progress_bar() as progress:
+        task = progress.add_task("decoding audio", total=len(rows))
         position = 0
         for decoded in _decode_chunks(audio, rows, num_workers):
             for samples in decoded:
@@ -143,7 +143,7 @@ def _decode_all(audio: StoredAudio, rows: np.ndarray, num_workers: int, folder: 
                     file.write(samples.data)
                     lengths[position] = len(samples)
                 position += 1
-            bar.advance(task, len(decoded))
+            progress.advance(task, len(decoded))
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
     (folder / "faults.json").write_text(json.dumps(faults), encoding="utf-8")
 

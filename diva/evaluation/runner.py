@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TimeRemainingColumn
+from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
 from diva.data.manifest import Manifest
@@ -16,7 +16,7 @@ from diva.evaluation.labels import NoLabel
 from diva.evaluation.samples import Answer, Instruction, Sample
 from diva.evaluation.systems.local import System
 from diva.folders import take
-from diva.terminal import label, progress
+from diva.terminal import progress_bar
 
 SAMPLES = "samples.jsonl"
 # So many clips are decoded at a time, so that batches can be of like length.
@@ -57,11 +57,7 @@ class Runner:
         take(self.file.parent)
         known = {a.id: a for a in read_answers(self.file) if not (retry_failed and a.error)}
         rest = [sample for sample in samples if sample.id not in known]
-        columns = label(), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
-        with (
-            self.file.open("a", encoding="utf-8") as file,
-            progress(*columns) as bar,
-        ):
+        with self.file.open("a", encoding="utf-8") as file, progress_bar(_Rate()) as bar:
             shown = bar.add_task(self.title, total=len(samples), completed=len(samples) - len(rest))
             for answers in _timed(self._answers(manifest, rest)):
                 known |= {answer.id: answer for answer in answers}

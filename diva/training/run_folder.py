@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from diva import terminal
 from diva.data.datamodule import SpeechDataModule
 from diva.data.manifest import count_by_reason
+from diva.files import written_whole
 from diva.folders import is_first_process, take, take_new
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.training.callbacks import Throughput
@@ -125,10 +126,9 @@ class RunRecord(Callback):
 
     def rewrite_summary(self, summary: dict[str, Any]) -> None:
         """Whole or not at all. What is no character, as in a file name that is not UTF-8, stays JSON as an escape."""
-        temporary = self.folder / "summary.tmp"
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        temporary.replace(self.folder / "summary.json")
+        with written_whole(self.folder / "summary.json") as file:
+            file.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def say_done(self, figures: dict[str, float], summary: dict[str, Any]) -> None:
         main = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
