@@ -17,9 +17,10 @@ from torch.distributed.tensor import DTensor
 import diva.training.distributed.checks
 from diva.config import CONFIG_DIR, check_overrides
 from diva.errors import UserError
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import load_tokenizer
 from diva.run import make_trainer
 from diva.train import check_shared_folder
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
@@ -285,6 +286,8 @@ def test_the_papers_recipe_with_tiny_parts(tiny_overrides, tiny_release, shared_
         (["hardware=tpu_v5e", "precompute.encoder_frames_gb=1"], "precompute.encoder_frames_gb=0"),
         (["hardware=tpu_v4_256", "sample_responses=1"], "sample_responses=0"),
         (["hardware=tpu_v4_256", "optimizer.algorithm.fused=true"], "optimizer.algorithm.fused=false"),
+        (["hardware=tpu_v4_256", "answers.val_tokens=4"], "answers.val_tokens=0"),
+        (["hardware=gpu_fsdp", "objective.answer_tokens=4"], "objective.answer_tokens=0"),
     ],
 )
 def test_contradictions_say_how_to_mend_them(given, mend):
