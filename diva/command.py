@@ -4,27 +4,78 @@ Exit codes: 0 done, 2 the user's input is wrong (one line says what and how to m
 """
 
 import argparse
+import errno
 import functools
+import io
 import logging
 import math
 import os
+import pwd
+import re
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from diva.errors import UserError
 
+# What the machine refuses, and what its user can do about it.
+_REMEDIES = {
+    errno.EACCES: "give this user the right to it, or name another place",
+    errno.EPERM: "give this user the right to it, or name another place",
+    errno.EROFS: "name a place that can be written to",
+    errno.ENOTDIR: "a file stands where a folder is needed; name another place",
+    errno.EEXIST: "a file stands where a folder is needed; name another place",
+    errno.EISDIR: "a folder stands where a file is needed; name another place",
+    errno.ENAMETOOLONG: "take a shorter name",
+    errno.ENOSPC: "make room; a training run goes on from its last checkpoint with resume=ITS_FOLDER",
+    errno.EDQUOT: "make room; a training run goes on from its last checkpoint with resume=ITS_FOLDER",
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+
+
+def refusal(error: BaseException) -> str | None:
+    """What the machine refuses and the user can mend, in one line; None for any other error.
+
+    Libraries written in Rust (safetensors) give the number in their text alone.
+    """
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+    if number not in _REMEDIES:
+        return None
+    place = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    what = f"{os.fsdecode(place)}: " if isinstance(place, str | bytes | os.PathLike) else ""
+    return f"{what}{os.strerror(number)}; {_REMEDIES[number]}"
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Say what the user can mend in one line, and leave with exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        fail(error)
+    except Exception as error:
+        if said := refusal(error):
+            fail(said)
+        raise
+
 
 def exit_codes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn a UserError into one line on stderr and exit code 2."""
+    """Turn a UserError into one line on stderr and exit code 2; letters that a terminal has not become escapes."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        name_user()
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra shortens what it has not raised itself
+        with in_one_line():
             return function(*args, **kwargs)
-        except UserError as error:
-            fail(error)
 
     return wrapped
 
@@ -33,6 +84,19 @@ def fail(error: UserError | str) -> None:
     """Say what is wrong in one line and leave with exit code 2."""
     print(f"diva: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
+
+
+def name_user() -> None:
+    """Give a user id without a name (`docker --user 12345`) what libraries ask for: a name and a home."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("USER", f"uid{os.getuid()}")
+        if not os.environ.get("HOME"):
+            home = os.path.join(tempfile.gettempdir(), os.environ["USER"])
+            os.makedirs(home, mode=0o700, exist_ok=True)
+            os.environ["HOME"] = home
+            print(f"HOME is not set: caches go to {home}", file=sys.stderr)
 
 
 def quieten() -> None:

@@ -40,7 +40,7 @@ def main() -> None:
         for file in (picture, run / "summary.json", run / "responses.tsv"):
             shutil.copy(file, arguments.into)
     for page in arguments.pages:
-        write_between_marks(page, json.loads((run / "summary.json").read_text()))
+        write_between_marks(page, json.loads((run / "summary.json").read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Answers are greedy and of up to 128 tokens, as those of `model.generate([clip])`
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from diva.command import add_parts, exit_codes, quieten
@@ -28,9 +29,17 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def reach_directly(host: str) -> None:
+    """Keep the proxy of the environment (`http_proxy`) away from the page's own address, which gradio asks for."""
+    for name in ("no_proxy", "NO_PROXY"):
+        hosts = [os.environ.get(name), host, "localhost", "127.0.0.1"]
+        os.environ[name] = ",".join(filter(None, hosts))
+
+
 @exit_codes
 def main() -> None:
     arguments = parse_arguments()
+    reach_directly(arguments.host)
     from diva.serving.demo import CSS, Demo, models, page  # after --help: it imports gradio and torch
 
     quieten()

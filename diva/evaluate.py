@@ -13,9 +13,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from diva.command import exit_codes, fail
+from diva.command import exit_codes, in_one_line
 from diva.config import CONFIG_DIR, check_command_line
-from diva.errors import UserError
+from diva.config.hydra_private import quote, readable
 
 CONFIG_NAME = "evaluate"
 
@@ -23,7 +23,7 @@ CONFIG_NAME = "evaluate"
 @exit_codes
 def main() -> None:
     """Console entry point: check the command line, then let Hydra run it."""
-    sys.argv[1:] = full_arguments(sys.argv[1:])
+    sys.argv[1:] = map(readable, full_arguments(sys.argv[1:]))
     check_command_line(CONFIG_NAME)
     run_hydra()
 
@@ -32,10 +32,8 @@ def main() -> None:
 def run_hydra(config: DictConfig) -> None:
     from diva.evaluation.evaluate import evaluate  # after the check: it imports torch
 
-    try:
+    with in_one_line():
         evaluate(config, HydraConfig.get().runtime.choices["system"])
-    except UserError as error:
-        fail(error)
 
 
 def full_arguments(arguments: Sequence[str]) -> list[str]:
@@ -44,7 +42,7 @@ def full_arguments(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         value = argument.removeprefix("system=")
         if value != argument and ("/" in value or Path(value).is_dir()) and not _is_choice(value):
-            full += ["system=diva", f"system.model='{value}'"]
+            full += ["system=diva", f"system.model={quote(value)}"]
         else:
             full.append(argument)
     keys = {argument.partition("=")[0] for argument in full}

@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.progress import track
-
 from diva.command import add_parts, count, exit_codes, quieten
 from diva.errors import AudioFault
+from diva.terminal import track
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,8 +44,6 @@ def main() -> None:
     from diva.models.load import load_model  # after --help: it imports torch
 
     quieten()
-    # An answer, or a clip's name, with letters that the terminal does not have must not lose the other answers.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     model = load_model(arguments.model, arguments.dtype, arguments.llm, arguments.encoder)
     questions = [listen(model, clip) for clip in arguments.clips]
     limits = {"max_new_tokens": arguments.max_new_tokens, "do_sample": False}
@@ -90,7 +87,7 @@ def answer(
 ) -> None:
     """Answer clips of like length together, and print in the order of the clips."""
     batches = list(by_length([q for q in questions if not q.error], arguments.batch_size))
-    for batch in track(batches, description="answering", transient=True, disable=not sys.stderr.isatty()):
+    for batch in track(batches, "answering", transient=True):
         inputs = model.processor.apply_chat_template([chat(q, arguments) for q in batch]).to(model.device)
         ids = model.generate(**inputs, **limits)[:, inputs["input_ids"].shape[1] :]
         texts = model.processor.batch_decode(ids, skip_special_tokens=True)

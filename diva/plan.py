@@ -7,19 +7,20 @@ plan.device_tflops=PEAK, plan.mfu=FRACTION). plan.json=FILE writes the figures, 
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from diva.command import exit_codes, quieten
 from diva.config import check_overrides
-from diva.config.hydra_private import command_line
+from diva.config.hydra_private import command_line, readable
 from diva.errors import UserError
+from diva.terminal import stdout_console
 
 if TYPE_CHECKING:
     from diva.planning.duration import Phase
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 @exit_codes
 def main() -> None:
     """Console entry point."""
+    sys.argv[1:] = map(readable, sys.argv[1:])
     parsed = command_line()
     if parsed.help:
         print((__doc__ or "").strip())
@@ -38,7 +40,7 @@ def main() -> None:
     plan = make_plan(config)
     show(plan, " ".join(parsed.overrides) or "diva.train")
     if config.plan.json:
-        Path(config.plan.json).write_text(json.dumps(asdict(plan), indent=2) + "\n")
+        Path(config.plan.json).write_text(json.dumps(asdict(plan), indent=2) + "\n", encoding="utf-8")
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
@@ -111,16 +113,15 @@ def make_plan(config: DictConfig) -> Plan:
 
 def show(plan: Plan, title: str) -> None:
     """Print a plan as tables."""
-    console = Console()
-    console.print(f"[bold]{title}[/bold]", highlight=False)
+    console = stdout_console()
+    console.print(title, style="bold")
     console.print(
-        f"{plan.devices} x {plan.device}; a step has {plan.rows} clips on each, {plan.micro_batch} at a time",
-        highlight=False,
+        f"{plan.devices} x {plan.device}; a step has {plan.rows} clips on each, {plan.micro_batch} at a time"
     )
     for table in (_memory_table(plan), _flops_table(plan), _time_table(plan)):
         console.print(table)
     for line in plan.rests_on:
-        console.print(f"rests on  {line}", highlight=False)
+        console.print(f"rests on  {line}")
 
 
 def _memory_table(plan: Plan) -> Table:

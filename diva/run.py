@@ -26,30 +26,29 @@ from diva.training.callbacks import LastCheckpoint, RunProgress, Throughput
 from diva.training.checkpoints import StreamedCheckpointIO
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
 from diva.training.distributed.checks import check_hardware, precision_note, refusals
-from diva.training.distributed.fsdp import SampleResponsesTogether, gather_adapter
 from diva.training.metrics_file import MetricsFile
-from diva.training.model_card import write_card
 from diva.training.module import DivaTraining
-from diva.training.run_folder import RunRecord
+from diva.training.results import Results
+from diva.training.run_folder import RunRecord, own_folder
 
 
 def train(config: DictConfig, folder: Path) -> float | None:
     """Run one experiment in `folder`; returns val/kl, the figure that sweeps minimise."""
     started = time.time()
     quieten()
+    folder = own_folder(config, folder)
     seed_everything(config.seed, workers=True, verbose=False)
     check_hardware(config)
     record = RunRecord(folder, config, started)
     if note := precision_note(config.hardware):
         record.say(note)
     throughput = Throughput()
-    responses = SampleResponsesTogether(folder, config.sample_responses)
     callbacks = [
         record,
         throughput,
-        responses,
         RunProgress(),
         LastCheckpoint(folder / "checkpoints", config.checkpoint_every, config.val_every),
+        Results(record, throughput, HydraConfig.get().runtime.choices),
     ]
     if (folder / TRIAL).is_file():
         from diva.sweeps.optuna_study import pruning  # Optuna, which no other run has to load
@@ -82,14 +81,8 @@ def train(config: DictConfig, folder: Path) -> float | None:
     if config.max_steps % config.val_every or not validated:
         # The final figures are those of the final weights; a run stopped within its last validation has none yet.
         trainer.validate(module, datamodule=data, verbose=False)
-    gather_adapter(model)
-    if not trainer.is_global_zero:
-        return None
-    final = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("train/")}
-    model.save_pretrained(folder / "export")
-    summary = record.write_summary(final, throughput, data, model, responses.rows)
-    write_card(folder / "export", config, dict(HydraConfig.get().runtime.choices), summary)
-    return final.get("val/kl")
+    kl = trainer.callback_metrics.get("val/kl")
+    return None if kl is None else float(kl)
 
 
 def make_data(

@@ -14,9 +14,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from diva.command import exit_codes, fail
+from diva.command import exit_codes, in_one_line
 from diva.config import CONFIG_DIR, check_command_line
-from diva.config.hydra_private import command_line
+from diva.config.hydra_private import command_line, parse, quote, readable
 from diva.config.targets import with_current_key
 from diva.errors import UserError
 from diva.sweeps.folder import Pruned
@@ -29,7 +29,7 @@ CONFIG_NAME = "train"
 def main() -> None:
     """Console entry point: check the command line, then let Hydra run it; -m is a sweep."""
     end_with_sweep()
-    sys.argv[1:] = map(with_current_key, sys.argv[1:])
+    sys.argv[1:] = [readable(with_current_key(argument)) for argument in sys.argv[1:]]
     given = command_line()
     if given.multirun and not (given.cfg or given.info or given.help or given.hydra_help):
         from diva.sweeps.sweep import sweep
@@ -48,9 +48,8 @@ def run_hydra(config: DictConfig) -> float | None:
     from diva.run import train
 
     try:
-        return train(config, Path(HydraConfig.get().runtime.output_dir))
-    except UserError as error:
-        fail(error)
+        with in_one_line():
+            return train(config, Path(HydraConfig.get().runtime.output_dir))
     except Pruned:
         return None  # the run's folder says why
     except SIGTERMException:
@@ -70,13 +69,14 @@ def check_shared_folder(arguments: list[str], environ: Mapping[str, str] = os.en
 
 def resume_arguments(arguments: list[str]) -> list[str]:
     """`resume=RUN_DIR ...` -> the overrides that run was started with, then the new ones, in the same folder."""
-    folder = next((a.removeprefix("resume=") for a in arguments if a.startswith("resume=")), "null")
-    into = f"hydra.run.dir='{folder}'"
-    if (
-        folder == "null" or into in arguments
-    ):  # a DDP child gets the arguments of its parent, which has been here
+    given = next((argument for argument in arguments if argument.startswith("resume=")), "resume=null")
+    folder = parse([given])[0].value()
+    if folder is None:
         return arguments
-    run = Path(folder)
+    into = f"hydra.run.dir={quote(str(folder))}"
+    if into in arguments:  # a DDP child gets the arguments of its parent, which has been here
+        return arguments
+    run = Path(str(folder))
     if not (run / "overrides.yaml").is_file():
         raise UserError(f"resume={folder} is not a run: it has no overrides.yaml")
     from diva.training.checkpoints import check_resumable

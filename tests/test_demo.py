@@ -130,6 +130,11 @@ def url(runs, folder, shared_cache) -> Iterator[str]:
         port = free.getsockname()[1]
     arguments = command("diva.demo", "--runs", str(runs), "--port", str(port))
     variables = environment(shared_cache) | {"GRADIO_TEMP_DIR": str(folder / "uploads")}
+    variables |= {
+        "http_proxy": "http://127.0.0.1:9",
+        "no_proxy": "",
+        "NO_PROXY": "",
+    }  # which no one answers at
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(arguments, env=variables, stdout=log, stderr=subprocess.STDOUT)
     try:

@@ -21,7 +21,7 @@ from diva.audio.frames import SAMPLE_RATE
 from diva.data.manifest import Manifest, Skip, StoredAudio, listed_fault
 from diva.errors import AudioFault, UserError
 from diva.models.pretrained import cache_dir
-from diva.progress import progress_bar
+from diva.terminal import progress_bar
 
 # Raise it when the same files would be decoded to other samples, or the layout of the folder changes.
 FORMAT_VERSION = 2
@@ -145,7 +145,7 @@ def _decode_all(audio: StoredAudio, rows: np.ndarray, num_workers: int, folder: 
                 position += 1
             progress.advance(task, len(decoded))
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(lengths)]))
-    (folder / "faults.json").write_text(json.dumps(faults))
+    (folder / "faults.json").write_text(json.dumps(faults), encoding="utf-8")
 
 
 def _decode_chunks(
@@ -206,7 +206,10 @@ def _read_decoded(manifest: Manifest, folder: Path) -> Manifest:
     file, offsets = folder / "samples.int16", np.load(folder / "offsets.npy")
     if file.stat().st_size != 2 * offsets[-1]:
         raise UserError(f"the decoded audio in {folder} is damaged: delete that folder, it is made again")
-    faults = {at: AudioFault(*fault) for at, *fault in json.loads((folder / "faults.json").read_text())}
+    faults = {
+        at: AudioFault(*fault)
+        for at, *fault in json.loads((folder / "faults.json").read_text(encoding="utf-8"))
+    }
     durations = (np.diff(offsets) / SAMPLE_RATE).astype(np.float32)
     for at in np.flatnonzero(durations < manifest.durations):
         if fault := listed_fault(float(durations[at]), float(manifest.durations[at])):

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from diva.command import quieten
 from diva.config import make
@@ -19,6 +18,7 @@ from diva.evaluation.runner import SAMPLES, Runner, write_answers
 from diva.evaluation.samples import Answer, Sample
 from diva.evaluation.systems.local import BESIDE, System, beside
 from diva.evaluation.task import Task, data_hash
+from diva.terminal import say
 from diva.training.run_folder import environment
 
 _ROLES = {"teacher": "ceiling", "cascade": "cascade"}
@@ -40,7 +40,6 @@ def evaluate(config: DictConfig, choice: str) -> list[Path]:
     folders = [_score_file(config, plain, task)] if score else _ask(config, plain, task, choice)
     results = [Result.read(folder) for folder in folders]
     print(table(results))
-    say = Console(stderr=True, highlight=False, soft_wrap=True).print
     for folder in folders:
         say(f"results: {folder}")
     if config.report == "html":
@@ -94,7 +93,7 @@ def _others(config: DictConfig, task: Task, choice: str) -> list[str]:
         raise UserError(f"beside={', '.join(unknown)} is unknown; there are {' and '.join(BESIDE)}")
     others = [name for name in config.beside if name != choice]
     if not task.transcript and "teacher" in others:
-        Console(stderr=True).print(f"no ceiling: the data of {task.full_name} have no transcripts")
+        say(f"no ceiling: the data of {task.full_name} have no transcripts")
         others.remove("teacher")
     return others
 
@@ -105,7 +104,6 @@ def _score_file(config: DictConfig, plain: dict[str, Any], task: Task) -> Path:
     file = Path(config.predictions)
     lines, skipped = read_predictions(file)
     if malformed := [skip.clip_id for skip in skipped]:
-        say = Console(stderr=True, highlight=False, soft_wrap=True).print
         say(f"{file}: {len(malformed)} skipped as malformed: {', '.join(malformed)}")
     if config.references == "task":
         manifest = task.open()

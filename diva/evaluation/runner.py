@@ -15,7 +15,8 @@ from diva.errors import AudioFault, UserError
 from diva.evaluation.labels import NoLabel
 from diva.evaluation.samples import Answer, Instruction, Sample
 from diva.evaluation.systems.local import System
-from diva.progress import progress_bar
+from diva.folders import take
+from diva.terminal import progress_bar
 
 SAMPLES = "samples.jsonl"
 # So many clips are decoded at a time, so that batches can be of like length.
@@ -53,7 +54,7 @@ class Runner:
         A sample that fails is an Answer with its error. Raises UserError for what the user can mend, and where
         the system fails so often in a row that it must be at fault.
         """
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        take(self.file.parent)
         known = {a.id: a for a in read_answers(self.file) if not (retry_failed and a.error)}
         rest = [sample for sample in samples if sample.id not in known]
         with self.file.open("a", encoding="utf-8") as file, progress_bar(_Rate()) as bar:

@@ -94,7 +94,7 @@ def read_ct2_whisper(
         model = WhisperForConditionalGeneration(config)
     model.load_state_dict(_whisper_state(arrays, config), assign=True)
     model.tie_weights()
-    side = json.loads((source.parent / "config.json").read_text())
+    side = json.loads((source.parent / "config.json").read_text(encoding="utf-8"))
     model.generation_config = _whisper_generation_config(config, tokenizer, side)
     return model, tokenizer, WhisperFeatureExtractor(feature_size=config.num_mel_bins)
 

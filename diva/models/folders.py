@@ -42,7 +42,7 @@ def read(folder: Path, llm: str | None = None, encoder: str | None = None) -> Ch
     """
     try:
         described = (folder / "config.json").is_file() or not is_fork(folder)
-        values = json.loads((folder / "config.json").read_text()) if described else {}
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8")) if described else {}
         state = read_weights(folder, ("",)) if "adapter" in values else read_weights(folder)
     except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
         raise UserError(f"{folder} is not a readable export: {error}") from error
@@ -86,4 +86,4 @@ def write(folder: Path, config: dict[str, Any], state: State) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with written_whole(folder / WEIGHTS) as file:
         save_file(tensors, file, metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -319,12 +319,13 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         *,
         full: bool = False,
         layout: Literal["diva", "released"] = "diva",
+        state_dict: dict[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
         """Write an export: the adapter, the names of the frozen parts, the code to load it.
 
         `full` puts the frozen parts into it, `layout="released"` writes what the published code reads (its prompt and
-        30 s windows included).
+        30 s windows included). `state_dict` is the adapter's own where the model's is spread over devices.
         """
         if unknown := kwargs.keys() - _IGNORED_IN_SAVING:
             raise TypeError(
@@ -337,7 +338,7 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
             )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        adapter = self.adapter.state_dict()
+        adapter = self.adapter.state_dict() if state_dict is None else state_dict
         if layout == "released":
             decoder = load_whisper(self.config).decoder.state_dict()
             write(folder, self.config.to_released(), to_released(self.config.adapter, adapter, decoder))

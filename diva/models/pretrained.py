@@ -100,7 +100,7 @@ def weight_files(folder: Path, prefixes: tuple[str, ...] = ("",)) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return ["model.safetensors"]
-    weight_map = json.loads(index.read_text())["weight_map"]
+    weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     return sorted({file for name, file in weight_map.items() if name.startswith(prefixes)})
 
 

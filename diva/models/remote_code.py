@@ -45,5 +45,7 @@ def write_code(folder: Path) -> None:
         name = module.rpartition("/")[2]
         inside = here / f"{name}.py"  # of an export, whose modules all lie here
         source = inside if inside.is_file() else here / f"{module}.py"
-        copy = re.sub(r"^(\s*from )\.\.(\w+\.)?(?=\w)", r"\1.", source.read_text(), flags=re.M)
-        (folder / f"{name}.py").write_text(copy)
+        copy = re.sub(
+            r"^(\s*from )\.\.(\w+\.)?(?=\w)", r"\1.", source.read_text(encoding="utf-8"), flags=re.M
+        )
+        (folder / f"{name}.py").write_text(copy, encoding="utf-8")

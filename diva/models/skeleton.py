@@ -73,7 +73,7 @@ def architecture(config: DivaConfig) -> Architecture:
 
 def _shipped(name: str) -> dict | None:
     file = SHIPPED / f"{name.replace('/', '--')}.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _model_config(name: str) -> PreTrainedConfig:

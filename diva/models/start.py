@@ -34,7 +34,7 @@ def read_start(config: DivaConfig) -> Checkpoint | None:
 def _name(folder: Path, part: str, config: DivaConfig) -> str | None:
     """The config's name for a part that the checkpoint does not name."""
     file = folder / "config.json"
-    described = file.is_file() and DivaConfig.from_dict(json.loads(file.read_text()))
+    described = file.is_file() and DivaConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
     return None if described and getattr(described, part).name else getattr(config, part).name
 
 

@@ -147,7 +147,7 @@ _BLOCKS = {"results": results, "answers": answers}
 
 def write_between_marks(file: Path, summary: dict[str, Any]) -> None:
     """Fill the blocks whose marks `file` has. Raises UserError where it has none, or a mark without its end."""
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     for name, block in _BLOCKS.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         before, found, rest = text.partition(begin)
@@ -159,4 +159,4 @@ def write_between_marks(file: Path, summary: dict[str, Any]) -> None:
     if not any(f"<!-- {name} -->" in text for name in _BLOCKS):
         marks = " or ".join(f"'<!-- {name} -->'" for name in _BLOCKS)
         raise UserError(f"{file} has no mark to write the results behind: add {marks}, and its end")
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")

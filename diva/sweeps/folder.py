@@ -46,7 +46,7 @@ class SweepRun:
         """From outcome.json, which failed and pruned runs have, or summary.json, which finished ones have."""
         file = self.folder / _OUTCOME
         if file.is_file():
-            return Outcome(**json.loads(file.read_text()))
+            return Outcome(**json.loads(file.read_text(encoding="utf-8")))
         return Outcome("finished" if (self.folder / _SUMMARY).is_file() else "unfinished")
 
     @property
@@ -59,7 +59,7 @@ class SweepRun:
         """The final figures of a finished run; empty for any other."""
         if self.outcome.status != "finished":
             return {}
-        summary = json.loads((self.folder / _SUMMARY).read_text())
+        summary = json.loads((self.folder / _SUMMARY).read_text(encoding="utf-8"))
         return {name: value for name, value in summary.items() if isinstance(value, int | float)}
 
     def begin(self) -> None:
@@ -73,7 +73,7 @@ class SweepRun:
 def write_outcome(folder: Path, outcome: Outcome) -> None:
     """Leave word in a run's folder of how it ended; whole or not at all."""
     with written_whole(folder / _OUTCOME) as file:
-        file.write_text(json.dumps(vars(outcome)) + "\n")
+        file.write_text(json.dumps(vars(outcome)) + "\n", encoding="utf-8")
 
 
 def values(overrides: Iterable[str]) -> dict[str, str]:

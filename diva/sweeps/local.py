@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from queue import SimpleQueue
 
+from diva.config.hydra_private import quote
 from diva.errors import UserError
 from diva.sweeps.folder import Outcome, SweepRun, write_outcome
 
@@ -42,7 +43,7 @@ class RunProcess:
         """Start or continue the run, wait for its end, write its outcome unless it finished or was stopped."""
         self.run.folder.mkdir(parents=True, exist_ok=True)
         log = self.run.folder / "run.log"
-        with open(self.run.folder / ".lock", "w") as lock, open(log, "ab") as output:
+        with open(self.run.folder / ".lock", "w", encoding="utf-8") as lock, open(log, "ab") as output:
             # The run inherits the lock: one left over from a killed sweep holds it until it has ended.
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.run.done:
@@ -81,7 +82,7 @@ class RunProcess:
     def _command(self) -> list[str]:
         folder = self.run.folder.absolute()
         started = (folder / "checkpoints" / "last.ckpt").is_file()
-        into = f"resume={folder}" if started else f"hydra.run.dir='{folder}'"
+        into = f"resume={folder}" if started else f"hydra.run.dir={quote(str(folder))}"
         return [sys.executable, "-m", "diva.train", *self.options, *self.run.overrides, into]
 
 

@@ -95,7 +95,9 @@ class Study:
         run = SweepRun(self._folder / str(trial.number), (*self._fixed, *chosen))
         run.folder.mkdir(exist_ok=True)
         pruner = OmegaConf.to_container(self.pruner, resolve=True)
-        (run.folder / TRIAL).write_text(json.dumps({"number": trial.number, "pruner": pruner}))
+        (run.folder / TRIAL).write_text(
+            json.dumps({"number": trial.number, "pruner": pruner}), encoding="utf-8"
+        )
         return run
 
 
@@ -127,7 +129,7 @@ class Pruning(Callback):
 
 def pruning(folder: Path) -> list[Callback]:
     """The callback for the run in `folder`, if it is a trial of a study and under way."""
-    trial = json.loads((folder / TRIAL).read_text())
+    trial = json.loads((folder / TRIAL).read_text(encoding="utf-8"))
     storage = _storage(folder.parent)
     study = optuna.load_study(
         study_name=_NAME, storage=storage, pruner=make(OmegaConf.create(trial["pruner"]))

@@ -37,6 +37,6 @@ def report(sweep: Path, into: Path) -> list[Path]:
     print_tables(results, str(sweep))
     into.mkdir(parents=True, exist_ok=True)
     table, picture = into / "sweep.md", into / "sweep.png"
-    table.write_text(markdown(results))
+    table.write_text(markdown(results), encoding="utf-8")
     draw(results, picture)
     return [table, picture]

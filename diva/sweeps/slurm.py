@@ -83,14 +83,14 @@ class SlurmRuns:
         run.folder.mkdir(parents=True, exist_ok=True)
         jobs = run.folder.absolute() / "job"
         known = jobs / _JOB_ID
-        if self.cluster == "slurm" and known.is_file() and in_queue(known.read_text()):
-            job: submitit.Job[None] = submitit.SlurmJob(jobs, known.read_text())
+        if self.cluster == "slurm" and known.is_file() and in_queue(known.read_text(encoding="utf-8")):
+            job: submitit.Job[None] = submitit.SlurmJob(jobs, known.read_text(encoding="utf-8"))
         else:
             run.begin()
             if (submitted := self._submit(run, options, jobs)) is None:
                 return
             job = submitted
-            known.write_text(job.job_id)
+            known.write_text(job.job_id, encoding="utf-8")
         while not self._over(job):
             if self._stopping.wait(self.poll_seconds):
                 return

@@ -19,13 +19,13 @@ from filelock import FileLock, Timeout
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from rich.console import Console
 
 from diva.config import CONFIG_DIR, check_overrides, hydra_private, make
 from diva.config.hydra_private import Override, composing
 from diva.errors import UserError
 from diva.sweeps.folder import JOURNAL, SweepRun, find_runs, place_runs
 from diva.sweeps.table import gather, print_tables
+from diva.terminal import say
 
 # What Hydra would take and this does not; every one of them has its counterpart here.
 _REFUSED = {
@@ -183,12 +183,12 @@ def carry_out(source: Source, runner: Runner, options: list[str], swept: set[str
                     return
                 started.append(run)
             own = [override for override in run.overrides if override.partition("=")[0] in swept]
-            _say(f"run {run.folder.name} starts: {' '.join(own)}")
+            say(f"run {run.folder.name} starts: {' '.join(own)}")
             begun = time.time()
             runner(run, options)
             with taking:
                 source.ended(run)
-            _say(_ending(run, time.time() - begun))
+            say(_ending(run, time.time() - begun))
 
     with ThreadPoolExecutor(runner.n_jobs) as pool, _sigterm_as_interrupt():
         workers = [pool.submit(work) for _ in range(runner.n_jobs)]
@@ -198,7 +198,7 @@ def carry_out(source: Source, runner: Runner, options: list[str], swept: set[str
                 worker.result()
         except BaseException:
             stopping.set()
-            _say(runner.stop())
+            say(runner.stop())
             raise
     return started
 
@@ -208,10 +208,6 @@ def _ending(run: SweepRun, seconds: float) -> str:
     shown = "  ".join(f"{name} {value:.3f}" for name, value in figures.items() if name.startswith("val"))
     text = shown or outcome.reason or f"log: {run.folder / 'run.log'}"
     return f"run {run.folder.name} {outcome.status} after {seconds / 60:.1f} min: {text}"
-
-
-def _say(text: str) -> None:
-    Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=False)
 
 
 @contextmanager
@@ -226,7 +222,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupted:
         number = interrupted.args[0] if interrupted.args else signal.SIGINT
-        _say("stopped; the same command with the same hydra.sweep.dir goes on from here")
+        say("stopped; the same command with the same hydra.sweep.dir goes on from here")
         sys.exit(128 + number)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.csv
-from rich.console import Console
 from rich.table import Table
 
 from diva.markdown import spread, table
 from diva.sweeps.folder import SweepRun
+from diva.terminal import stdout_console
 
 _SEED = "seed"
 
@@ -83,7 +83,7 @@ def print_tables(results: Results, title: str) -> None:
             shown = Table(*header, title=name)
             for row in rows:
                 shown.add_row(*row)
-            Console(markup=False).print(shown)
+            stdout_console().print(shown)
 
 
 def _figures(results: Results, mark: str) -> tuple[list[str], list[list[str]]]:

@@ -6,7 +6,7 @@ of transcripts. Where that is interrupted, the next process goes on behind the l
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from diva.data.batch import EMPTY_ROW, SpeechBatch
@@ -23,6 +21,7 @@ from diva.errors import UserError
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.pretrained import cache_dir
 from diva.models.prompts import user_turn
+from diva.terminal import track
 from diva.training.transcripts import Transcripts, digest, weights_digest
 
 _GROUP = 64
@@ -261,7 +260,7 @@ def make_answers(
         lines = _whole_lines(file)[: len(groups)]
         with file.open("a", encoding="utf-8") as out:
             left = list(enumerate(groups))[len(lines) :]
-            for number, group in _track(left, len(groups), len(lines)):
+            for number, group in track(left, "the teacher answers", len(groups), len(lines), transient=True):
                 line = json.dumps([list(answer) for answer in answer_group(number, group)])
                 out.write(line + "\n")
                 out.flush()
@@ -279,16 +278,3 @@ def _whole_lines(file: Path) -> list[str]:
         with file.open("r+b") as cutting:
             cutting.truncate(len(whole))
     return whole.decode().splitlines()
-
-
-def _track(items: Sequence[T], total: int, done: int) -> Iterable[T]:
-    if not items:
-        return items
-    return track(
-        items,
-        "the teacher answers",
-        total=total,
-        completed=done,
-        transient=True,
-        console=Console(stderr=True),
-    )

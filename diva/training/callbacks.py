@@ -1,25 +1,14 @@
-"""What runs beside training: checkpoints, the progress bar, sample responses, throughput."""
+"""What runs beside training: checkpoints, the progress bar, throughput."""
 
 import os
 import time
 from pathlib import Path
 
-import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from diva.errors import AudioFault
+from diva.terminal import label, progress
 
 
 class LastCheckpoint(Callback):
@@ -116,15 +105,14 @@ class RunProgress(Callback):
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        self._progress = Progress(
-            TextColumn("[bold]training"),
+        self._progress = progress(
+            label("training", style="bold"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            label("{task.fields[figures]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            label("left"),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
         )
         self._task = self._progress.add_task(
             "training", total=trainer.max_steps, completed=trainer.global_step, figures=""
@@ -148,7 +136,7 @@ class RunProgress(Callback):
             return
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("train/")}
         line = "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-        self._progress.console.print(f"step {trainer.global_step}: {line}", highlight=False)
+        self._progress.console.print(f"step {trainer.global_step}: {line}")
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._stop()
@@ -160,66 +148,3 @@ class RunProgress(Callback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
-
-
-class SampleResponses(Callback):
-    """At the end of training: some held-out questions, what the text teacher answers and what the student hears.
-
-    Writes `responses.tsv` into the run's folder and prints the same as a table.
-    """
-
-    def __init__(self, folder: str | Path, count: int = 8, max_new_tokens: int = 24):
-        self.folder = Path(folder)
-        self.count = count
-        self.max_new_tokens = max_new_tokens
-        self.rows: list[tuple[str, str, str]] = []
-        self._asked = False
-
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._asked = True  # on every rank, where only one keeps the answers
-        self.respond(trainer, module)
-
-    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        # A run that was stopped after its last step trains no more, but is validated.
-        if trainer.state.fn == TrainerFn.VALIDATING and not self._asked:
-            self.respond(trainer, module)
-
-    @rank_zero_only
-    @torch.no_grad()
-    def respond(self, trainer: Trainer, module: LightningModule) -> None:
-        """Ask, keep, write and show."""
-        module.eval()
-        self.rows = self._responses(trainer, module)
-        table = Table("spoken question", "teacher, reading", "student, hearing", title="Held-out speech")
-        lines = ["question\tteacher\tstudent"]
-        for row in self.rows:
-            table.add_row(*row)
-            lines.append("\t".join(row))
-        (self.folder / "responses.tsv").write_text("\n".join(lines) + "\n")
-        Console(stderr=True).print(table)
-
-    def _responses(self, trainer: Trainer, module: LightningModule) -> list[tuple[str, str, str]]:
-        data, model = trainer.datamodule, module.model
-        manifest = next(iter(data.val.values()))
-        processor = model.processor
-        rows: list[tuple[str, str, str]] = []
-        for index in range(len(manifest)):
-            if len(rows) == self.count:
-                break
-            text = manifest.text(index)
-            try:
-                spoken = manifest.waveform(index)
-            except AudioFault:
-                continue  # a clip that nothing decoded before; validation has counted it
-            turns = [
-                [{"role": "user", "content": text}],
-                [{"role": "user", "content": [{"type": "audio", "audio": spoken}]}],
-            ]
-            answers = []
-            for turn in turns:
-                batch = processor.apply_chat_template(turn).to(module.device)
-                ids = model.generate(**batch, max_new_tokens=self.max_new_tokens, do_sample=False)
-                answer = processor.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-                answers.append(" ".join(answer.split()))
-            rows.append((text, *answers))
-        return rows

@@ -1,6 +1,6 @@
 """Adapter-only state: what a checkpoint holds, and whether it can be resumed from."""
 
-import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,25 @@ class StreamedCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(checkpoint, path)
+        try:
+            with open(path, "wb") as file:  # torch would say of a full disk that its archive is broken
+                torch.save(checkpoint, file)
+        except OSError as error:
+            Path(path).unlink(missing_ok=True)  # half of it would take the room that a resumed run needs
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def check_resumable(path: Path) -> None:
-    """Raise UserError unless `path` is a whole checkpoint."""
+    """Raise UserError unless `path` is a whole checkpoint, to the bit: torch itself looks at no checksum."""
     if not path.is_file():
         raise UserError(f"{path} is missing: the run to resume has not saved a checkpoint yet")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if changed := archive.testzip():
+                raise zipfile.BadZipFile(f"{changed} has another checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
         assert "state_dict" in state
-    except (RuntimeError, EOFError, AssertionError, pickle.UnpicklingError, OSError) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # whatever a damaged archive or pickle leads to
         raise UserError(f"{path} is damaged and cannot be resumed from ({str(error)[:100]})") from error

@@ -11,8 +11,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -25,6 +23,7 @@ from diva.data.manifest import Manifest
 from diva.models.encoder import Context
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.pretrained import cache_dir
+from diva.terminal import track
 from diva.training.answers import AnswerTable, Continuation
 from diva.training.transcripts import Transcripts, digest, weights_digest
 
@@ -183,7 +182,7 @@ class TeacherTable:
 
 def _teacher_states(model: DivaForConditionalGeneration, distinct: list[tuple[int, ...]]) -> Tensor:
     states = []
-    for batch in _track(list(_chunks(distinct)), "the teacher reads"):
+    for batch in track(list(_chunks(distinct)), "the teacher reads", transient=True):
         states.append(model.teacher_states(*_padded(batch, model.prefix_ids.device)).cpu())
     return torch.cat(states)
 
@@ -192,7 +191,7 @@ def _states_behind_answers(
     model: DivaForConditionalGeneration, distinct: list[tuple[int, ...]], answers: AnswerTable
 ) -> Tensor:
     states = []
-    for rows in _track(list(_chunks(range(len(answers)))), "the teacher reads"):
+    for rows in track(list(_chunks(range(len(answers)))), "the teacher reads", transient=True):
         device = model.prefix_ids.device
         after = answers.rows(list(rows)).to(device)
         ids, tokens = _padded([distinct[row // answers.variants] for row in rows], device)
@@ -252,7 +251,7 @@ def _frames(model: DivaForConditionalGeneration, manifest: Manifest) -> dict[str
         int(starts[-1]), encoder.whisper.config.d_model, dtype=encoder.whisper.conv1.weight.dtype
     )
     # The longest first: what one batch has freed has room for the next.
-    for batch in _track(list(_chunks(order))[::-1], "the encoder listens"):
+    for batch in track(list(_chunks(order))[::-1], "the encoder listens", transient=True):
         padded, lengths = pad_clips([manifest.waveform(clip) for clip in batch])
         encoded, mask = encoder(padded.to(device), lengths.to(device))
         for clip, row, valid in zip(batch, encoded, mask.sum(dim=1).tolist(), strict=True):
@@ -268,7 +267,3 @@ def _cached(name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Te
     """Tensors of this name from the cache; other processes, those of a sweep too, wait for the first to compute."""
     folder = build_once(cache_dir() / name, lambda folder: save_file(compute(), folder / _TENSORS))
     return load_file(folder / _TENSORS)
-
-
-def _track(items: Sequence[T], description: str) -> Iterable[T]:
-    return track(items, description=description, transient=True, console=Console(stderr=True))

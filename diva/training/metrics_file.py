@@ -1,13 +1,14 @@
 """metrics.csv: one row a step, kept whole through a kill and a resume."""
 
 import csv
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from diva.files import written_whole
 
 
 class MetricsFile(Logger):
@@ -40,17 +41,15 @@ class MetricsFile(Logger):
             self._rows = {row: values for row, values in self._read().items() if row <= step}
         self._rows.setdefault(step, {}).update(metrics)
         columns = sorted({name for row in self._rows.values() for name in row} - {"step", "epoch"})
-        temporary = self.path.with_suffix(".tmp")
-        with open(temporary, "w", newline="") as file:
+        with written_whole(self.path) as whole, open(whole, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, ["step", "epoch", *columns])
             writer.writeheader()
             writer.writerows({"step": number, **row} for number, row in sorted(self._rows.items()))
-        os.replace(temporary, self.path)
 
     def _read(self) -> dict[int, dict[str, Any]]:
         if not self.path.is_file():
             return {}
-        with open(self.path, newline="") as file:
+        with open(self.path, encoding="utf-8", newline="") as file:
             return {
                 int(row.pop("step")): {name: value for name, value in row.items() if value != ""}
                 for row in csv.DictReader(file)

@@ -26,7 +26,8 @@ _UNKNOWN = "see its own card"
 
 def write_card(export: Path, config: DictConfig, choices: dict[str, str], summary: dict[str, Any]) -> None:
     """Write `export/README.md` from a run's config, the chosen config groups and its summary.json."""
-    (export / "README.md").write_text(card(config, choices, summary))
+    text = card(config, choices, summary)
+    (export / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def card(config: DictConfig, choices: dict[str, str], summary: dict[str, Any]) -> str:

@@ -13,15 +13,34 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+from omegaconf import DictConfig, OmegaConf, read_write
 
+from diva import terminal
 from diva.data.datamodule import SpeechDataModule
 from diva.data.manifest import count_by_reason
+from diva.files import written_whole
+from diva.folders import is_first_process, take, take_new
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.training.callbacks import Throughput
 
 _VERSIONS = ("torch", "torchaudio", "lightning", "transformers", "datasets", "hydra-core")
+
+
+def own_folder(config: DictConfig, folder: Path) -> Path:
+    """The run's folder, which no other process gets until this one ends; one that is not named gives way to another's.
+
+    Only the process that writes asks. The hosts of a TPU have no numbers yet at this time.
+    """
+    if config.hardware.accelerator == "tpu" or not is_first_process():
+        return folder
+    if any(override.startswith("hydra.run.dir=") for override in HydraConfig.get().overrides.hydra):
+        take(folder)
+        return folder
+    folder = take_new(folder)
+    hydra: Any = HydraConfig.get()
+    with read_write(hydra):  # Lightning reads it there for the processes that it starts
+        hydra.run.dir = hydra.runtime.output_dir = str(folder)
+    return folder
 
 
 class RunRecord(Callback):
@@ -72,7 +91,7 @@ class RunRecord(Callback):
 
     @rank_zero_only
     def say(self, text: str) -> None:
-        Console(stderr=True).print(text, highlight=False, markup=False)
+        terminal.say(text)
 
     @rank_zero_only
     def say_parameters(self, model: DivaForConditionalGeneration) -> None:
@@ -87,9 +106,8 @@ class RunRecord(Callback):
         throughput: Throughput,
         data: SpeechDataModule,
         model: DivaForConditionalGeneration,
-        responses: list[tuple[str, str, str]],
     ) -> dict[str, Any]:
-        """summary.json, on rank 0: the final figures first, then what they rest on."""
+        """summary.json, on rank 0: the final figures first, then what they rest on; no responses yet."""
         summary: dict[str, Any] = {
             **figures,
             "seconds": round(time.time() - self.started, 1),
@@ -100,17 +118,21 @@ class RunRecord(Callback):
             "clips_in_corpus": {"train": len(data.train), **{name: len(m) for name, m in data.val.items()}},
             "clips_skipped": {split: count_by_reason(skips) for split, skips in data.skipped.items()},
             "parameters": parameter_counts(model),
-            "responses": [
-                dict(zip(("question", "teacher", "student"), row, strict=True)) for row in responses
-            ],
+            "responses": [],
             **environment(),
         }
-        temporary = self.folder / "summary.tmp"
-        temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-        temporary.replace(self.folder / "summary.json")
+        self.rewrite_summary(summary)
+        return summary
+
+    def rewrite_summary(self, summary: dict[str, Any]) -> None:
+        """Whole or not at all. What is no character, as in a file name that is not UTF-8, stays JSON as an escape."""
+        text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        with written_whole(self.folder / "summary.json") as file:
+            file.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+    def say_done(self, figures: dict[str, float], summary: dict[str, Any]) -> None:
         main = "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
         self.say(f"done in {summary['seconds'] / 60:.1f} min: {main}\nrun folder: {self.folder}")
-        return summary
 
 
 def parameter_counts(model: DivaForConditionalGeneration) -> dict[str, int]:

@@ -12,7 +12,6 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -22,12 +21,11 @@ from typing import BinaryIO, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
-import rich.progress
-from rich.console import Console
 
 from diva.audio.decoding import decode, duration_of
 from diva.audio.frames import WHISPER_SECONDS
 from diva.errors import AudioFault, UserError
+from diva.terminal import progress_open
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _COPY_BYTES = 1 << 20
@@ -95,11 +93,6 @@ def plain_tar(archive: Path, folder: Path) -> Path:
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive} is damaged; fetch it again: {error}") from error
     return inflated
-
-
-def progress_open(path: Path, what: str) -> AbstractContextManager[BinaryIO]:
-    """The file, opened to be read, with a progress bar on stderr that says `what` is done to it."""
-    return rich.progress.open(path, "rb", description=f"{what} {path.name}", console=Console(stderr=True))
 
 
 def identity(file: Path) -> str:

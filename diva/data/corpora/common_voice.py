@@ -25,7 +25,6 @@ from diva.data.corpora.archive import (
     TornArchive,
     identity,
     plain_tar,
-    progress_open,
     read_members,
     read_table,
     write_rows,
@@ -34,6 +33,7 @@ from diva.data.decoded import build_once
 from diva.data.manifest import AudioFiles, AudioSource, Manifest, Skip, list_files, named_columns, sound_clips
 from diva.errors import UserError
 from diva.models.pretrained import cache_dir
+from diva.terminal import progress_open
 
 # No row of a release is anywhere near as long.
 _BLOCK_BYTES = 4 << 20

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
-from rich.console import Console
-from rich.progress import track
 
 from diva.audio.frames import WHISPER_SECONDS
 from diva.data.corpora.archive import (
@@ -32,6 +30,7 @@ from diva.data.decoded import build_once
 from diva.data.manifest import Manifest, Skip, sound_clips
 from diva.errors import AudioFault, UserError
 from diva.models.pretrained import cache_dir
+from diva.terminal import track
 
 # Raise it when the same shards would be indexed differently.
 FORMAT_VERSION = 2
@@ -79,7 +78,7 @@ class WebDataset:
             partial(_index, shards, self.text_key),
         )
         index = read_table(folder / "clips.arrow")
-        skipped = [Skip(*fault) for fault in json.loads((folder / "faults.json").read_text())]
+        skipped = [Skip(*fault) for fault in json.loads((folder / "faults.json").read_text(encoding="utf-8"))]
         columns = {name: index[name] for name in ("clip_id", "text", "speaker", "duration")}
         members = index.select(["archive", "name", "offset", "size"])
         audio = TarAudio(tuple(shards), members, self.max_seconds)
@@ -113,14 +112,13 @@ def _index(shards: list[Path], text_key: str, folder: Path) -> None:
     skips: list[Skip] = []
     write_rows(folder / "clips.arrow", _SCHEMA, _rows(shards, text_key, skips))
     (folder / "faults.json").write_text(
-        json.dumps([(skip.clip_id, skip.reason, skip.detail) for skip in skips])
+        json.dumps([(skip.clip_id, skip.reason, skip.detail) for skip in skips]), encoding="utf-8"
     )
 
 
 def _rows(shards: list[Path], text_key: str, skips: list[Skip]) -> Iterator[tuple]:
     """The columns of _SCHEMA of every sound sample; the others, and torn shards, go to `skips`."""
-    bar = track(enumerate(shards), "indexing shards", total=len(shards), console=Console(stderr=True))
-    for number, shard in bar:
+    for number, shard in track(enumerate(shards), "indexing shards", total=len(shards)):
         try:
             with shard.open("rb") as file:
                 for key, sample in _samples(file, shard, skips).items():

@@ -91,20 +91,22 @@ def host_memory() -> int | None:
     except (ValueError, OSError, AttributeError):
         return None
     limit = Path("/sys/fs/cgroup/memory.max")  # of a container
-    text = limit.read_text().strip() if limit.is_file() else "max"
+    text = limit.read_text(encoding="utf-8").strip() if limit.is_file() else "max"
     return min(total, int(text)) if text.isdigit() else total
 
 
 def _swap() -> int:
     file = Path("/proc/meminfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("SwapTotal:")), 0)
 
 
 def resident_bytes() -> int:
     """Bytes of memory that this process has: interpreter, libraries, and what it has made so far."""
     file = Path("/proc/self/statm")
-    return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if file.is_file() else 0
+    return (
+        int(file.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") if file.is_file() else 0
+    )
 
 
 def give_back_memory() -> None:

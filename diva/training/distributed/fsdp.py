@@ -8,7 +8,6 @@ TPUs are in `diva.training.distributed.xla`.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
@@ -22,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from diva.models.llm import decoder
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.training.callbacks import SampleResponses, Throughput
+from diva.training.callbacks import Throughput
 from diva.training.checkpoints import ADAPTER_PREFIX
 
 
@@ -121,19 +120,10 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
-@torch.no_grad()
-def gather_adapter(model: DivaForConditionalGeneration) -> None:
-    """After training: give every rank the whole adapter as plain parameters; a collective. Nothing if it has it."""
-    for module in model.adapter.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if isinstance(parameter, DTensor):
-                module.register_parameter(name, nn.Parameter(parameter.full_tensor()))
-
-
 class ReportingLauncher(_MultiProcessingLauncher):
     """For strategies that fork: the process that started the run learns what only its first fork has seen.
 
-    Lightning brings weights and metrics back by itself; the summary also tells of throughput, responses and faults.
+    Lightning brings weights and metrics back by itself; the summary also tells of throughput and faults.
     """
 
     def get_extra_results(self, trainer: Trainer) -> dict[str, Any]:
@@ -148,16 +138,4 @@ class ReportingLauncher(_MultiProcessingLauncher):
 
 
 def _reporters(trainer: Trainer) -> list[Callback]:
-    return [callback for callback in trainer.callbacks if isinstance(callback, (Throughput, SampleResponses))]
-
-
-class SampleResponsesTogether(SampleResponses):
-    """Sample responses of a sharded model: it answers where every rank asks the same; rank 0 keeps them."""
-
-    @torch.no_grad()
-    def respond(self, trainer: Trainer, module: Any) -> None:
-        if trainer.is_global_zero:
-            super().respond(trainer, module)
-        elif isinstance(trainer.strategy, FSDP2Strategy):
-            module.eval()
-            self._responses(trainer, module)
+    return [callback for callback in trainer.callbacks if isinstance(callback, Throughput)]

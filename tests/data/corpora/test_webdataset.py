@@ -20,11 +20,7 @@ from diva.data.decoded import DecodedAudio, decode_once
 from diva.data.manifest import Manifest, check_skipped
 from diva.errors import AudioFault, UserError
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("DIVA_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def speech(seconds: float = 0.5, ending: str = "wav", seed: int = 0) -> bytes:

@@ -27,7 +27,7 @@ from diva.run import make_trainer
 from diva.train import check_shared_folder
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
 from diva.training.distributed.checks import check_hardware
-from diva.training.distributed.fsdp import gather_adapter, shard_model
+from diva.training.distributed.fsdp import shard_model, whole
 from diva.training.losses import align_distances, distill_distances
 
 pytestmark = pytest.mark.timeout(1500)  # a test here may be several runs of two processes each
@@ -176,8 +176,7 @@ def rank_of_two(rank: int, folder: Path, whisper: Path, llm: Path) -> None:
         tensors = [p.to_local() if isinstance(p, DTensor) else p for p in getattr(model, part).parameters()]
         held[part] = sum(tensor.numel() for tensor in tensors)
     trained = all(isinstance(p, DTensor) for p in model.adapter.parameters())
-    gather_adapter(model)
-    after = model.adapter.state_dict()
+    after = whole(model.adapter.state_dict())
     same = all(torch.equal(after[key], value) for key, value in before.items())
     torch.save(
         {"held": held, "trained": trained, "same": same, "read_alike": read_alike}, folder / f"{rank}.pt"

@@ -30,7 +30,7 @@ from diva.data.corpora.spoken.sentences import Sentence, sentences
 from diva.data.manifest import Manifest
 from diva.errors import UserError
 from diva.files import written_whole
-from diva.progress import progress_bar
+from diva.terminal import progress_bar
 
 RELEASE = "cv-corpus-spoken-mini"
 LOCALE = "en"
@@ -193,7 +193,7 @@ class SpokenMini:
         return _digest(*(clip.row() for clip in self._clips))
 
     def _is_complete(self) -> bool:
-        there = self._marker.is_file() and self._marker.read_text() == self._identity
+        there = self._marker.is_file() and self._marker.read_text(encoding="utf-8") == self._identity
         return there and not _missing(self._clips, self._folder / "clips")
 
 

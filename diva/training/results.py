@@ -1,0 +1,103 @@
+"""What a run ends with: its export and its summary, then what decorates them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.table import Table
+
+from diva.errors import AudioFault
+from diva.terminal import decorating, stderr_console
+from diva.training.callbacks import Throughput
+from diva.training.checkpoints import ADAPTER_PREFIX
+from diva.training.distributed.fsdp import FSDP2Strategy
+from diva.training.model_card import write_card
+from diva.training.run_folder import RunRecord
+
+_MAX_NEW_TOKENS = 24
+Response = tuple[str, str, str]  # question, the teacher's answer to its text, the student's to the speech
+
+
+class Results(Callback):
+    """Writes `export/`, `summary.json`, `responses.tsv` and the model card, once the last step is validated.
+
+    In this order: a run that fails while it answers the sample questions, or while it shows the answers, has its
+    results by then. `choices` are the names of the chosen configs, by group.
+    """
+
+    def __init__(self, record: RunRecord, throughput: Throughput, choices: Mapping[str, str]):
+        self.folder: Path = record.folder
+        self.record = record
+        self.throughput = throughput
+        self.choices = dict(choices)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.max_steps % self.record.config.val_every == 0:
+            self.write(trainer, module)
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:  # after training that did not end with a validation
+            self.write(trainer, module)
+
+    @torch.no_grad()
+    def write(self, trainer: Trainer, module: Any) -> None:
+        """On every rank: a sharded model is gathered, and answers where every rank asks the same."""
+        adapter = trainer.strategy.lightning_module_state_dict()
+        final = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("train/")}
+        data, model = trainer.datamodule, module.model  # type: ignore[attr-defined]
+        summary: dict[str, Any] = {}
+        if trainer.is_global_zero:
+            state = {key.removeprefix(ADAPTER_PREFIX): value for key, value in adapter.items()}
+            model.save_pretrained(self.folder / "export", state_dict=state)
+            summary = self.record.write_summary(final, self.throughput, data, model)
+        if trainer.is_global_zero or isinstance(trainer.strategy, FSDP2Strategy):
+            with decorating("sample responses"):
+                rows = sample_responses(module, data, self.record.config.sample_responses)
+                if trainer.is_global_zero:
+                    self._write_responses(rows, summary)
+        if trainer.is_global_zero:
+            with decorating("model card"):
+                write_card(self.folder / "export", self.record.config, self.choices, summary)
+            self.record.say_done(final, summary)
+
+    def _write_responses(self, rows: list[Response], summary: dict[str, Any]) -> None:
+        names = "question", "teacher", "student"
+        summary["responses"] = [dict(zip(names, row, strict=True)) for row in rows]
+        self.record.rewrite_summary(summary)
+        lines = ["\t".join(row) for row in (names, *rows)]
+        (self.folder / "responses.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        table = Table("spoken question", "teacher, reading", "student, hearing", title="Held-out speech")
+        for row in rows:
+            table.add_row(*row)
+        stderr_console().print(table)
+
+
+def sample_responses(module: Any, data: Any, count: int) -> list[Response]:
+    """The first `count` held-out questions, what the text teacher answers and what the student hears."""
+    module.eval()
+    manifest = next(iter(data.val.values()))
+    processor = module.model.processor
+    rows: list[Response] = []
+    for index in range(len(manifest)):
+        if len(rows) == count:
+            break
+        text = manifest.text(index)
+        try:
+            spoken = manifest.waveform(index)
+        except AudioFault:
+            continue  # a clip that nothing decoded before; validation has counted it
+        turns = [
+            [{"role": "user", "content": text}],
+            [{"role": "user", "content": [{"type": "audio", "audio": spoken}]}],
+        ]
+        answers = []
+        for turn in turns:
+            batch = processor.apply_chat_template(turn).to(module.device)
+            ids = module.model.generate(**batch, max_new_tokens=_MAX_NEW_TOKENS, do_sample=False)
+            answers.append(processor.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True))
+        question, teacher, student = (" ".join(said.split()) for said in (text, *answers))
+        rows.append((question, teacher, student))
+    return rows
