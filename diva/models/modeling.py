@@ -270,6 +270,34 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             kwargs["past_key_values"] = self._prefix(len(ids))
         return super().generate(ids, inputs_embeds=embeddings, **kwargs)
 
+    @torch.no_grad()
+    def read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        audio: Tensor | None = None,
+        audio_samples: Tensor | None = None,
+    ) -> CausalLMOutputWithPast:
+        """What DivaProcessor returns -> the logits after the last token [B, 1, V], and the cache to go on with.
+
+        It is what `generate` begins with, for a caller that chooses the tokens.
+        """
+        given: dict[str, Any] = {"attention_mask": attention_mask}
+        longer = input_ids.shape[1] > len(self.prefix_ids)
+        known = (
+            self._prefix(len(input_ids)) if longer and self._starts_with_prefix(input_ids, given) else None
+        )
+        cache = DynamicCache() if known is None else known
+        start = cache.get_seq_length()
+        return self(
+            inputs_embeds=self.input_embeddings(input_ids, audio, audio_samples)[:, start:],
+            position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, start:],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **given,
+        )
+
     def _starts_with_prefix(self, ids: Tensor, kwargs: dict) -> bool:
         """Whether the keys and values of the prefix, computed once, are those of the first tokens of every row."""
         mask, length = kwargs.get("attention_mask"), len(self.prefix_ids)

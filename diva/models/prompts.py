@@ -46,7 +46,7 @@ def released_user_turn(tokenizer: PreTrainedTokenizerBase, system: str | None = 
 
 
 def _around(tokenizer: PreTrainedTokenizerBase) -> str:
-    rendered, gap = _render(tokenizer, [{"role": "user", "content": [{"type": "audio"}]}], True)
+    rendered, gap, _ = _render(tokenizer, [{"role": "user", "content": [{"type": "audio"}]}], True)
     return rendered.split(gap)[0]
 
 
@@ -57,10 +57,14 @@ def chat_pieces(
 
     `messages` are as transformers' chat models take them: `content` is a string or a list of
     `{"type": "text", "text": ...}` and `{"type": "audio", ...}`. Each piece is tokenized by itself, as in
-    training, so nothing that is said aloud can merge with the template's tokens.
+    training, so nothing that is said aloud can merge with the template's tokens. A control token of the LLM that
+    is spelt out in a message stays text: it ends no turn.
     """
-    rendered, gap = _render(tokenizer, messages, add_generation_prompt)
-    return [encode(tokenizer, piece) for piece in rendered.split(gap)]
+    rendered, gap, cut = _render(tokenizer, messages, add_generation_prompt)
+    return [
+        [token for part in piece.split(cut) for token in encode(tokenizer, part)]
+        for piece in rendered.split(gap)
+    ]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -70,8 +74,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 def _render(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add_generation_prompt: bool
-) -> tuple[str, str]:
-    """The rendered chat, and the string in it that stands for every audio."""
+) -> tuple[str, str, str]:
+    """The rendered chat, the string in it that stands for every audio, and the one that cuts control tokens in two."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template; DiVA needs an instruction-tuned"
@@ -79,22 +83,29 @@ def _render(
         )
     parts = [(_role(message), _parts(message)) for message in messages]
     said = "".join(part["text"] for _, content in parts for part in content if part["type"] == "text")
-    # Plain letters, so that no template trims or escapes it; longer than any such run in what the user wrote.
-    gap = "THESPEECHGOESHERE"
-    while gap in said:
-        gap += "X"
-    flat = [
-        {"role": role, "content": "".join(gap if p["type"] == "audio" else p["text"] for p in content)}
-        for role, content in parts
-    ]
-    text = _apply(tokenizer, flat, add_generation_prompt)
+    gap, cut = _unsaid("THESPEECHGOESHERE", said), _unsaid("NOCONTROLTOKEN", said)
+    control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    flat = []
+    for role, content in parts:
+        text = "".join(gap if p["type"] == "audio" else p["text"] for p in content)
+        for token in control:
+            text = text.replace(token, token[:1] + cut + token[1:])
+        flat.append({"role": role, "content": text})
+    rendered = _apply(tokenizer, flat, add_generation_prompt)
     audios = sum(part["type"] == "audio" for _, content in parts for part in content)
-    if text.count(gap) != audios:
+    if rendered.count(gap) != audios:
         raise UserError(
-            f"the chat template of {tokenizer.name_or_path} renders {text.count(gap)} of {audios} audios, so"
+            f"the chat template of {tokenizer.name_or_path} renders {rendered.count(gap)} of {audios} audios, so"
             " what is before and after them cannot be told"
         )
-    return text, gap
+    return rendered, gap, cut
+
+
+def _unsaid(mark: str, said: str) -> str:
+    """A string that is not in what was said: of plain letters, so that no template trims or escapes it."""
+    while mark in said:
+        mark += "X"
+    return mark
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict], add_generation_prompt: bool) -> str:
