@@ -179,7 +179,9 @@ def load(url: str, process: psutil.Process, streams: int, total: int) -> dict[st
 
         async def one_client() -> None:
             for number in numbers:
-                await ask(client, asked[number % QUESTIONS], WAYS[number // QUESTIONS % len(WAYS)], seen)
+                await ask(
+                    client, asked[number % QUESTIONS], WAYS[(number + number // QUESTIONS) % len(WAYS)], seen
+                )
                 if sum(seen.ends.values()) % (total // 4) == 0:
                     memory.append(round(process.memory_info().rss / 1e6, 1))
 

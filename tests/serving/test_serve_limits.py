@@ -122,10 +122,10 @@ def test_a_client_that_goes_frees_its_row_and_stalls_nobody(slow_server, model):
 @pytest.mark.integration
 def test_who_comes_later_is_answered_while_others_are(slow_server, model):
     client = slow_server(ServerLimits())
-    chat, text = long_question(model, 300)
+    chat, text = long_question(model, 150)
     call = functools.partial(client.chat.completions.create, model="diva")
     pieces: list[str] = []
-    stream = call(messages=chat, max_tokens=300, stream=True)  # comes back with its first piece: it runs
+    stream = call(messages=chat, max_tokens=150, stream=True)  # comes back with its first piece: it runs
     reader = threading.Thread(
         target=lambda: pieces.extend(chunk.choices[0].delta.content or "" for chunk in stream)
     )
@@ -135,7 +135,7 @@ def test_who_comes_later_is_answered_while_others_are(slow_server, model):
         expected, _, new = single(model, question, 3)
         answer = call(messages=question, max_tokens=3)
         assert (answer.choices[0].message.content, answer.usage.completion_tokens) == (expected, new)
-    assert reader.is_alive()  # 300 tokens take 6 s
+    assert reader.is_alive()  # 150 tokens take 3 s
     reader.join()
     assert "".join(pieces) == text
 

@@ -35,14 +35,14 @@ def test_draws_follow_the_softmax():
 
     def shares(**sampling) -> torch.Tensor:
         device, none = torch.device("cpu"), LogitsProcessorList()
-        drawn = [Choice(Sampling(seed=seed, **sampling), none, device)([0], logits) for seed in range(4000)]
+        drawn = [Choice(Sampling(seed=seed, **sampling), none, device)([0], logits) for seed in range(1000)]
         return torch.bincount(torch.tensor(drawn), minlength=4) / len(drawn)
 
-    # 4000 draws: a share has a standard deviation of at most 0.008
-    torch.testing.assert_close(shares(temperature=1.0), logits.softmax(0), atol=0.03, rtol=0)
-    torch.testing.assert_close(shares(temperature=2.0), (logits / 2).softmax(0), atol=0.03, rtol=0)
+    # 1000 draws: a share has a standard deviation of at most 0.016
+    torch.testing.assert_close(shares(temperature=1.0), logits.softmax(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(shares(temperature=2.0), (logits / 2).softmax(0), atol=0.05, rtol=0)
     two = torch.cat([logits[:2].softmax(0), torch.zeros(2)])
     # The second is 0.37 times as likely as the first, the third 0.14 times.
     for limit in ({"top_p": 0.7}, {"top_k": 2}, {"min_p": 0.2}):
-        torch.testing.assert_close(shares(temperature=1.0, **limit), two, atol=0.03, rtol=0)
+        torch.testing.assert_close(shares(temperature=1.0, **limit), two, atol=0.05, rtol=0)
     assert shares(temperature=1.0, top_p=0.0)[0] == 1
