@@ -216,6 +216,7 @@ def main() -> None:
         with server(model, folder.resolve(), places) as (url, _):
             arrivals(url, arguments.rate, QUESTIONS)  # does not count
             rows[name] = arrivals(url, arguments.rate, arguments.arrivals)
+        print(f"{name}: {rows[name]}", file=sys.stderr, flush=True)
     with server(model, HERE, places) as (url, process):
         found = load(url, process, arguments.streams, arguments.requests)
     text = report(rows, found, arguments.rate)
