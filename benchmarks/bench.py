@@ -31,6 +31,7 @@ from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.pretrained import cache_dir
 from diva.run import make_data
 from diva.training.frozen import FrozenParts, Precompute, TeacherTable
+from diva.training.transcripts import Transcripts
 
 # Raise it when the same counts would give other clips.
 _CLIPS_VERSION = 2
@@ -69,7 +70,7 @@ class Bench:
             precompute: Precompute = make(config.precompute)
             if precompute.teacher_states:
                 with once("teacher"):
-                    ours.teacher = TeacherTable.build(model, data.train, tokenizer)
+                    ours.teacher = TeacherTable.build(model, Transcripts.of(data.train, tokenizer))
             with once("encoder"):
                 frames_only = replace(precompute, teacher_states=False)
                 ours.frames = FrozenParts.of_split(model, data.train, tokenizer, frames_only).cached_frames

@@ -43,6 +43,7 @@ from diva.planning.counting import Batch, Work, count_bytes, count_flops, prepar
 from diva.planning.memory import resident
 from diva.planning.run import Run
 from diva.training.distributed.devices import peak_tflops
+from diva.training.losses import Objective
 
 # The bucket of Common Voice's median: clips of 4.5 to 5 s, and the tokens of their transcripts.
 SECONDS, TOKENS = (4.5, 5.0), (10, 18)
@@ -147,7 +148,7 @@ class GpuBench:
         """What a run of this config does in a step with both losses when it keeps nothing."""
         return replace(
             Run(config).work,
-            aligns=True,
+            objective=Objective(),
             distills=True,
             frames_at_hand=False,
             teacher_at_hand=False,

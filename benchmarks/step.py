@@ -19,6 +19,7 @@ from diva.models import adapter as adapter_module
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
 from diva.training.frozen import FrameTable, FrozenParts, TeacherTable
+from diva.training.losses import Objective
 from diva.training.step import loss_sums
 
 Losses = tuple[Tensor, Tensor]
@@ -76,7 +77,7 @@ class OurTraining:
             teacher = self.teacher if variant.teacher == "kept" else None
             frozen = FrozenParts(model, frames, teacher)
             parts.start()
-            sums = loss_sums(model, frozen, batch, aligns=True, distills=variant.distills, on_stage=parts.end)
+            sums = loss_sums(model, frozen, batch, Objective(), distills=variant.distills, on_stage=parts.end)
             return sums.distill / batch.valid.sum(), sums.align / batch.tokens.sum()
 
     @contextmanager

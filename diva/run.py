@@ -123,6 +123,7 @@ def make_module(config: DictConfig, model: DivaForConditionalGeneration) -> Diva
         config.optimizer.gradient_clip,
         config.hardware.micro_batch_size,
         make(config.precompute),
+        make(config.answers),
     )
 
 

@@ -16,13 +16,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from diva.audio.frames import SAMPLE_RATE
 from diva.data.manifest import Manifest, Skip, StoredAudio, listed_fault
 from diva.errors import AudioFault, UserError
 from diva.models.pretrained import cache_dir
+from diva.progress import progress_bar
 
 # Raise it when the same files would be decoded to other samples, or the layout of the folder changes.
 FORMAT_VERSION = 2
@@ -103,7 +102,7 @@ def _with_header_durations(manifest: Manifest, audio: StoredAudio) -> Manifest:
     durations = manifest.durations.copy()
     unknown = np.flatnonzero(np.isnan(durations))
     faults: dict[int, AudioFault] = {}
-    with _progress() as progress, ThreadPoolExecutor(_HEADER_THREADS) as pool:
+    with progress_bar() as progress, ThreadPoolExecutor(_HEADER_THREADS) as pool:
         task = progress.add_task("reading durations", total=len(unknown), visible=len(unknown) > 0)
         chunks = _chunks(unknown)
         answers = _in_order(
@@ -133,7 +132,7 @@ def _decode_all(audio: StoredAudio, rows: np.ndarray, num_workers: int, folder: 
     """Write samples.int16, offsets.npy [n + 1] and faults.json (position, reason, detail) for these rows."""
     lengths = np.zeros(len(rows), dtype=np.int64)
     faults: list[tuple[int, str, str]] = []
-    with (folder / "samples.int16").open("wb") as file, _progress() as progress:
+    with (folder / "samples.int16").open("wb") as file, progress_bar() as progress:
         task = progress.add_task("decoding audio", total=len(rows))
         position = 0
         for decoded in _decode_chunks(audio, rows, num_workers):
@@ -214,16 +213,6 @@ def _read_decoded(manifest: Manifest, folder: Path) -> Manifest:
             faults.setdefault(int(at), fault)
     decoded = replace(manifest, audio=DecodedAudio(file, offsets), rows=np.arange(len(manifest)))
     return _without_faults(decoded, durations, faults)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:

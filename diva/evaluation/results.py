@@ -14,6 +14,7 @@ from diva.errors import UserError
 from diva.evaluation.intervals import Interval, bootstrap, wilson
 from diva.evaluation.metrics import Measure, Metric, Unavailable, mean
 from diva.evaluation.samples import Answer
+from diva.files import written_whole
 
 RESULTS = "results.json"
 
@@ -87,9 +88,8 @@ def digest(value: Any) -> str:
 def write_results(folder: Path, values: dict[str, Any]) -> None:
     """results.json, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / f"{RESULTS}.part"
-    unfinished.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(folder / RESULTS)
+    with written_whole(folder / RESULTS) as file:
+        file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -7,16 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
 from diva.data.manifest import Manifest
@@ -24,6 +15,7 @@ from diva.errors import AudioFault, UserError
 from diva.evaluation.labels import NoLabel
 from diva.evaluation.samples import Answer, Instruction, Sample
 from diva.evaluation.systems.local import System
+from diva.progress import progress_bar
 
 SAMPLES = "samples.jsonl"
 # So many clips are decoded at a time, so that batches can be of like length.
@@ -64,13 +56,7 @@ class Runner:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         known = {a.id: a for a in read_answers(self.file) if not (retry_failed and a.error)}
         rest = [sample for sample in samples if sample.id not in known]
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
-        )  # fmt: skip
-        with (
-            self.file.open("a", encoding="utf-8") as file,
-            Progress(*columns, console=Console(stderr=True)) as bar,
-        ):
+        with self.file.open("a", encoding="utf-8") as file, progress_bar(_Rate()) as bar:
             shown = bar.add_task(self.title, total=len(samples), completed=len(samples) - len(rest))
             for answers in _timed(self._answers(manifest, rest)):
                 known |= {answer.id: answer for answer in answers}

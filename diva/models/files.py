@@ -6,7 +6,6 @@ takes its LLM's) and, for `trust_remote_code`, the few modules of diva that a mo
 """
 
 import json
-import os
 import re
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from diva.errors import UserError
+from diva.files import written_whole
 from diva.models.build import build, load_tokenizer
 from diva.models.configuration import DivaConfig
 from diva.models.modeling import DivaForConditionalGeneration
@@ -202,8 +202,8 @@ def save(
         model.processor.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    save_file(tensors, folder / f"{WEIGHTS}.tmp", metadata={"format": "pt"})
-    os.replace(folder / f"{WEIGHTS}.tmp", folder / WEIGHTS)
+    with written_whole(folder / WEIGHTS) as file:
+        save_file(tensors, file, metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 

@@ -95,38 +95,49 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # ---- training: the state in which the next token is decided
 
     def student_states(
-        self, virtual_tokens: Tensor, samples: Tensor | None = None, padded_samples: int = 0
+        self,
+        virtual_tokens: Tensor,
+        samples: Tensor | None = None,
+        padded_samples: int = 0,
+        after: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """v [B, Q, D] -> hidden state after the final norm at the last position of the suffix, [B, D].
 
-        Where the LLM reads virtual tokens in proportion to the clip's length (`AdapterConfig.tokens_per_second`) it
-        has to be told of `samples` [B] in waveforms of `padded_samples`; else it reads all.
+        With ids `after` [B, C] in place of the suffix: the states at their positions `at` [B, P], [B, P, D]. Where the
+        LLM reads virtual tokens in proportion to the clip's length (`AdapterConfig.tokens_per_second`) it has to be
+        told of `samples` [B] in waveforms of `padded_samples`; else it reads all.
         """
-        suffix = self.embed(self.suffix_ids).expand(len(virtual_tokens), -1, -1)
-        v = virtual_tokens.to(suffix.dtype)
+        rest = self.embed(self.suffix_ids.expand(len(virtual_tokens), -1) if after is None else after)
+        v, unread = virtual_tokens.to(rest.dtype), None
         adapter = self.config.adapter
-        if adapter.tokens_per_second is None or samples is None:
-            return self._states(torch.cat([v, suffix], dim=1))[:, -1]
-        # By the shape of the batch, which the host knows, and not by its longest clip, which the device does.
-        v = v[:, -longest_tokens_read(padded_samples, v.shape[1], adapter.tokens_per_second) :]
-        # A clip may be a little longer than its bucket (SpeechDataset): of it the first are missing.
-        unread = (v.shape[1] - adapter.tokens_read(samples)).clamp(min=0)
-        return self._states(torch.cat([v, suffix], dim=1), unread)[:, -1]
+        if adapter.tokens_per_second is not None and samples is not None:
+            # By the shape of the batch, which the host knows, and not by its longest clip, which the device does.
+            v = v[:, -longest_tokens_read(padded_samples, v.shape[1], adapter.tokens_per_second) :]
+            # A clip may be a little longer than its bucket (SpeechDataset): of it the first are missing.
+            unread = (v.shape[1] - adapter.tokens_read(samples)).clamp(min=0)
+        states = self._states(torch.cat([v, rest], dim=1), unread)
+        return states[:, -1] if at is None else _at(states, v.shape[1] + at)
 
     @torch.no_grad()
-    def teacher_states(self, token_ids: Tensor, tokens: Tensor) -> Tensor:
-        """Transcripts [B, N] of `tokens` [B] -> the same state when the LLM reads them, [B, D].
+    def teacher_states(
+        self, token_ids: Tensor, tokens: Tensor, after: Tensor | None = None, at: Tensor | None = None
+    ) -> Tensor:
+        """Transcripts [B, N] of `tokens` [B] -> the same state when the LLM reads them, [B, D]; with `after` [B, C] and
+        `at` [B, P], [B, P, D].
 
-        Each row's suffix follows its own last token; what is padded comes after the suffix, where causal
-        attention cannot look, so no mask is needed.
+        Each row's suffix follows its own last token; what is padded comes after it, where causal attention cannot
+        look, so no mask is needed.
         """
         if token_ids.device.type != "xla":  # where another width would be compiled anew
             token_ids = token_ids[:, : int(tokens.max())]
-        suffix = self.suffix_ids.expand(len(token_ids), -1)
-        position = torch.arange(suffix.shape[1], device=token_ids.device) + tokens.unsqueeze(1)
-        ids = nn.functional.pad(token_ids, (0, suffix.shape[1])).scatter(1, position, suffix)
+        rest = self.suffix_ids.expand(len(token_ids), -1) if after is None else after
+        position = torch.arange(rest.shape[1], device=token_ids.device) + tokens.unsqueeze(1)
+        ids = nn.functional.pad(token_ids, (0, rest.shape[1])).scatter(1, position, rest)
         states = self._states(self.embed(ids))
-        return states[torch.arange(len(ids), device=ids.device), position[:, -1]]
+        if at is None:
+            return states[torch.arange(len(ids), device=ids.device), position[:, -1]]
+        return _at(states, tokens.unsqueeze(1) + at)
 
     def logits(self, states: Tensor) -> Tensor:
         """Hidden states [..., D] -> next-token logits [..., V] in float32."""
@@ -362,6 +373,11 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
         from diva.models.files import save
 
         save(self, folder, **kwargs)
+
+
+def _at(states: Tensor, positions: Tensor) -> Tensor:
+    """States [B, L, D] at positions [B, P] -> [B, P, D]."""
+    return states.gather(1, positions.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
 
 
 def _clips(given: Any) -> list | None:

@@ -20,13 +20,13 @@ class Prompt:
     suffix_ids: list[int]
 
 
-def user_turn(tokenizer: PreTrainedTokenizerBase, system: str | None = None) -> Prompt:
-    """The chat template around the content of a single user turn.
+def user_turn(tokenizer: PreTrainedTokenizerBase, system: str | None = None, text: str = "") -> Prompt:
+    """The chat template around speech in a single user turn, with `text` behind it.
 
     The transcript (teacher) or the virtual tokens (student) go between the two halves. They carry no BOS or
     EOS of their own: the template has whatever its model expects, once.
     """
-    messages = [{"role": "user", "content": [{"type": "audio"}]}]
+    messages = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": text}]}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
     return Prompt(*chat_pieces(tokenizer, messages))

@@ -13,7 +13,7 @@ tell it all (`at_full_depth`). The same steps on shallow models with real tensor
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,8 +40,10 @@ from diva.models.build import embedding_matrix
 from diva.models.configuration import DivaConfig
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.skeleton import Architecture, assemble
+from diva.training.answers import Continuation
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
 from diva.training.frozen import FrozenParts
+from diva.training.losses import Objective
 from diva.training.step import OnStage, loss_sums, measure_sums
 
 Figures = dict[str, float]
@@ -55,6 +57,7 @@ _PARTS = {
     "alignment": 1,
     "student": 2,
     "teacher": 2,
+    "distance": 2,
     "student, backward": 2,
     "adapter, backward": 1,
     "optimizer": 1,
@@ -70,13 +73,14 @@ class Batch:
     samples: int  # of each padded waveform, at 16 kHz
     tokens: int  # transcript tokens of the longest row
     text_width: int  # to which transcripts are padded
+    answer: int = 0  # tokens that the teacher's answer has
 
 
 @dataclass(frozen=True)
 class Work:
     """What a step does with a batch."""
 
-    aligns: bool = True
+    objective: Objective = field(default_factory=Objective)
     distills: bool = True
     frames_at_hand: bool = False  # precomputed, as h_teacher below
     teacher_at_hand: bool = False
@@ -101,12 +105,15 @@ def step(
     """
     speech = speech or _speech(batch, model.prefix_ids.device)
     frozen = AtHand(model, batch, work)
+    after = _after(model, batch)
     precision = torch.autocast(speech.tokens.device.type, work.autocast) if work.autocast else nullcontext()
     with precision, torch.set_grad_enabled(work.trains):
         if not work.trains:
-            measure_sums(model, frozen, speech, static_shapes=True, on_stage=mark)
+            measure_sums(model, frozen, speech, after=after, static_shapes=True, on_stage=mark)
             return
-        sums = loss_sums(model, frozen, speech, aligns=work.aligns, distills=work.distills, on_stage=mark)
+        sums = loss_sums(
+            model, frozen, speech, work.objective, distills=work.distills, after=after, on_stage=mark
+        )
         (sums.distill + sums.align).backward()
     mark("adapter, backward")
 
@@ -122,6 +129,20 @@ def _speech(batch: Batch, device: torch.device) -> SpeechBatch:
         clips=torch.zeros(batch.rows, dtype=torch.long, device=device),
         clip_ids=["counted"] * batch.rows,
         padded_samples=batch.samples,
+    )
+
+
+def _after(model: DivaForConditionalGeneration, batch: Batch) -> Continuation | None:
+    """The suffix and an answer in each row; None without an answer."""
+    if not batch.answer:
+        return None
+    suffix, device = len(model.suffix_ids), model.prefix_ids.device
+    return Continuation(
+        ids=torch.zeros(batch.rows, suffix + batch.answer, dtype=torch.long, device=device),
+        at=torch.zeros(batch.rows, batch.answer + 1, dtype=torch.long, device=device),
+        answer=torch.full((batch.rows,), batch.answer, device=device),
+        ended=torch.zeros(batch.rows, dtype=torch.bool, device=device),
+        suffixes=[],
     )
 
 
@@ -141,11 +162,12 @@ class AtHand(FrozenParts):
         frames = torch.zeros(*self.shape, whisper.config.d_model, dtype=dtype, device=device)
         return frames, torch.ones(self.shape, dtype=torch.bool, device=device)
 
-    def teacher_states(self, batch: SpeechBatch) -> Tensor:
+    def teacher_states(self, batch: SpeechBatch, after: Continuation | None = None) -> Tensor:
         if not self.work.teacher_at_hand:
-            return super().teacher_states(batch)
+            return super().teacher_states(batch, after)
         embeddings = embedding_matrix(self.model.llm)
-        return embeddings.new_zeros(len(batch), embeddings.shape[1])
+        shape = (len(batch),) if after is None else after.at.shape
+        return embeddings.new_zeros(*shape, embeddings.shape[1])
 
 
 # ---- counting

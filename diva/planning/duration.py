@@ -22,7 +22,7 @@ _CALIBRATION_SECONDS = 3.0
 _DEV_CLIPS = 16_400
 _HEARING = ("encoder",)
 _ADAPTER = ("adapter", "alignment", "adapter, backward")
-_STUDENT = ("student", "student, backward")
+_STUDENT = ("student", "distance", "student, backward")
 _TEACHER = ("teacher",)
 
 
@@ -54,7 +54,13 @@ class Timing:
     @cached_property
     def everything(self) -> Work:
         """A step that computes all there is: which of it a phase does is chosen by stage."""
-        return replace(self.run.work, aligns=True, distills=True, frames_at_hand=False, teacher_at_hand=False)
+        return replace(
+            self.run.work,
+            objective=replace(self.run.objective, align_weight=1.0),
+            distills=True,
+            frames_at_hand=False,
+            teacher_at_hand=False,
+        )
 
     @cached_property
     def flops_per_clip(self) -> Figures:
@@ -114,17 +120,24 @@ class Timing:
         found = []
         if kept:
             found.append(self._forward("encoder frames, once", run.lengths.clips, _HEARING, 1))
+        variants = max(1, len(run.objective.instructions)) * run.answers.samples
+        on_policy = run.objective.on_policy
+        if run.objective.answer_tokens and on_policy < 1:
+            # As if each transcript were another one. A token at a time is slower than these FLOPs say.
+            found.append(self._forward("teacher's answers, once", run.lengths.clips * variants, _TEACHER, 1))
         if table:
-            found.append(self._forward("teacher states, once", run.lengths.clips, _TEACHER, 1))
+            found.append(self._forward("teacher states, once", run.lengths.clips * variants, _TEACHER, 1))
         aligned = config.max_steps
         if run.objective.distill_weight > 0:
             aligned = min(run.objective.distill_from_step, config.max_steps)
         hears = (() if kept else _HEARING) + _ADAPTER
         if aligned:
-            found.append(self._training("alignment", aligned, hears))
+            found.append(self._training("alignment", aligned, dict.fromkeys(hears, 1.0)))
         if config.max_steps > aligned:
-            stages = hears + _STUDENT + (() if table else _TEACHER)
-            found.append(self._training("distillation", config.max_steps - aligned, stages))
+            often = dict.fromkeys(hears + _STUDENT + _TEACHER, 1.0)
+            often["teacher"] = on_policy if table else 1.0
+            often["student"] += on_policy  # it answers first
+            found.append(self._training("distillation", config.max_steps - aligned, often))
         passes = -(-config.max_steps // config.val_every)
         clips = passes * sum(self._val_clips(split) for split in config.data.val_splits.values())
         if clips:
@@ -144,15 +157,16 @@ class Timing:
         self.rests_on.append(f"assumed: {_DEV_CLIPS} clips to validate on, as in Common Voice 17 English")
         return _DEV_CLIPS
 
-    def _training(self, name: str, steps: int, stages: tuple[str, ...]) -> Phase:
+    def _training(self, name: str, steps: int, often: dict[str, float]) -> Phase:
+        """A phase of so many steps, each of which does each stage so `often`."""
         clips = steps * self.run.config.data.batch_size
-        seconds = sum(self.seconds_per_clip[stage] for stage in stages) * self.run.rows
+        seconds = sum(times * self.seconds_per_clip[stage] for stage, times in often.items()) * self.run.rows
         seconds = steps * (seconds + self.seconds_per_clip["optimizer"])
-        return Phase(name, steps, clips, self._tflops(clips, stages), seconds)
+        return Phase(name, steps, clips, self._tflops(clips, often), seconds)
 
     def _forward(self, name: str, clips: int, stages: tuple[str, ...], devices: int) -> Phase:
         seconds = clips * sum(self.seconds_per_clip[stage] for stage in stages) / devices
-        return Phase(name, 0, clips, self._tflops(clips, stages), seconds)
+        return Phase(name, 0, clips, self._tflops(clips, dict.fromkeys(stages, 1.0)), seconds)
 
-    def _tflops(self, clips: int, stages: tuple[str, ...]) -> float:
-        return clips * sum(self.flops_per_clip[stage] for stage in stages) / 1e12
+    def _tflops(self, clips: int, often: dict[str, float]) -> float:
+        return clips * sum(times * self.flops_per_clip[stage] for stage, times in often.items()) / 1e12

@@ -121,7 +121,7 @@ def largest_val_batch(run: Run) -> int | None:
     if run.room is None:
         return None
     free = run.room - sum(resident(run).values()) - _beside(run)
-    return _val_rows_within(free, run, run.batch(run.val_rows, run.longest_samples), run.validation_bytes)
+    return _val_rows_within(free, run, run.val_batch(run.val_rows, run.longest_samples), run.validation_bytes)
 
 
 def _val_rows_within(free: float, run: Run, batch: Batch, counted: Figures) -> int:
@@ -179,7 +179,7 @@ def _validation_refusal(run: Run, room: int, val: Collection[Manifest]) -> str |
     batches = []
     for clips in val:
         rows = min(run.config.data.val_batch_size, len(clips))
-        batches.append(run.batch(rows, padded_samples(lengths_of(clips).longest_seconds)))
+        batches.append(run.val_batch(rows, padded_samples(lengths_of(clips).longest_seconds)))
     batch = max(batches, key=lambda batch: batch.rows * batch.samples, default=None)
     if batch is None or _fits_easily(run, room, batch, run.val_work):
         return None

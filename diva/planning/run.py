@@ -26,6 +26,7 @@ from diva.planning.counting import (
     fill_prefix_cache,
 )
 from diva.planning.lengths import ClipLengths, clip_lengths
+from diva.training.answers import AnswerSettings
 from diva.training.distributed.devices import Device, devices_per_node, find_device
 from diva.training.frozen import Precompute, frames_bytes
 from diva.training.losses import Objective
@@ -57,6 +58,7 @@ class Run:
         self.parts: Architecture = architecture(self.model)
         self.objective: Objective = make(config.objective)
         self.precompute: Precompute = make(config.precompute)
+        self.answers: AnswerSettings = make(config.answers)
         self.device: Device = find_device(
             config.hardware.accelerator, config.plan.device_memory_gb, config.plan.device_tflops
         )
@@ -93,10 +95,14 @@ class Run:
     def longest_samples(self) -> int:
         return padded_samples(math.ceil(self.lengths.longest_seconds * 10) / 10)
 
-    def batch(self, rows: int, samples: int) -> Batch:
-        """A micro-batch whose transcripts are as long as so many samples of speech."""
+    def batch(self, rows: int, samples: int, answer: int | None = None) -> Batch:
+        """A micro-batch whose transcripts are as long as so many samples of speech.
+
+        Answers are as long as they may be (`answer`; None: in training): how soon they end is not known before.
+        """
         width = self.model.adapter.num_virtual_tokens
-        return Batch(rows, samples, min(width, self.lengths.tokens(samples / SAMPLE_RATE)), width)
+        tokens = min(width, self.lengths.tokens(samples / SAMPLE_RATE))
+        return Batch(rows, samples, tokens, width, self.objective.answer_tokens if answer is None else answer)
 
     @cached_property
     def work(self) -> Work:
@@ -104,10 +110,13 @@ class Run:
         distilled = self.objective.distilled_steps(self.config.max_steps)
         precision = str(self.config.hardware.precision)
         return Work(
-            aligns=self.objective.align_weight > 0,
+            objective=self.objective,
             distills=self.objective.distills_at(self.config.max_steps),
             frames_at_hand=self.caches_frames,
-            teacher_at_hand=self.precompute.caches_teacher(self.lengths.clips, self._clips_of(distilled)),
+            teacher_at_hand=self.objective.on_policy < 1
+            and self.precompute.caches_teacher(
+                self.lengths.clips, self._clips_of(distilled), self.teacher_bytes
+            ),
             accumulates=self.rows > self.micro_batch,
             autocast=autocast_dtype(precision),
             adapter_dtype=_TRUE.get(precision, torch.float32),
@@ -135,7 +144,10 @@ class Run:
     @cached_property
     def validation_bytes(self) -> Figures:
         """Of the stages of validation on one batch of clips as long as the longest to train on."""
-        return self.count_validation(self.batch(self.val_rows, self.longest_samples))
+        return self.count_validation(self.val_batch(self.val_rows, self.longest_samples))
+
+    def val_batch(self, rows: int, samples: int) -> Batch:
+        return self.batch(rows, samples, self.answers.val_tokens)
 
     def count_validation(self, batch: Batch) -> Figures:
         return count_bytes(self.model, self.parts, batch, self.val_work)
@@ -171,7 +183,10 @@ class Run:
 
     @property
     def teacher_bytes(self) -> int:
-        return self.lengths.clips * self.parts.llm.hidden_size * self.frozen_bytes
+        """Of the teacher's states, if no two clips have one transcript and all answers are as long as they may be."""
+        variants = max(1, len(self.objective.instructions)) * self.answers.samples
+        states = self.lengths.clips * variants * (self.objective.answer_tokens + 1)
+        return states * self.parts.llm.hidden_size * self.frozen_bytes
 
     @property
     def frozen_bytes(self) -> int:

@@ -16,7 +16,10 @@ from diva.models.adapter import QFormerAdapter
 from diva.models.build import embedding_matrix
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.processing import Clip
+from diva.plots import style
 from diva.training.metrics import nearest_tokens
+
+_INCHES_PER_TOKEN = 0.17
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ def _record(weights: list[Tensor], module: WhisperAttention, args: tuple, kwargs
     weights.append(scores.softmax(dim=-1)[0])
 
 
+@style.applied()
 def plot(attention: Attention, tokens: int = 48) -> Figure:
     """The clip's log-mel, and under it the attention of its last `tokens` virtual tokens, mean over layers and heads.
 
@@ -89,8 +93,9 @@ def plot(attention: Attention, tokens: int = 48) -> Figure:
     """
     mean = attention.weights.mean(dim=(0, 1))[-tokens:]
     # Under pyplot it would be shown twice in a notebook: once as the current figure, once as the value.
-    figure = Figure(figsize=(10, 3 + 0.17 * len(mean)), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 0.17 * len(mean) + 0.5))
+    heights = (1.6, max(_INCHES_PER_TOKEN * len(mean), 1.6))
+    figure = Figure(figsize=(style.WIDTH, sum(heights) + 1.2))
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=heights)
     end = attention.mel.shape[1] * HOP_SAMPLES / SAMPLE_RATE
     above.imshow(
         attention.mel, origin="lower", aspect="auto", extent=(0, end, 0, len(attention.mel)), cmap="magma"
@@ -98,11 +103,15 @@ def plot(attention: Attention, tokens: int = 48) -> Figure:
     above.set(ylabel="mel bin", title="log-mel of the clip")
     heat = below.imshow(mean, aspect="auto", extent=(0, end, len(mean), 0), cmap="viridis")
     below.set_yticks(torch.arange(len(mean)) + 0.5, labels=list(map(_label, attention.tokens[-tokens:])))
-    below.tick_params("y", labelsize=7)
-    below.set(xlabel="seconds", ylabel="virtual token, by the nearest token of the LLM")
+    below.set(
+        xlabel="seconds",
+        ylabel="nearest token of the LLM",
+        title="attention of each virtual token, mean over layers and heads",
+    )
     for axes in (above, below):
+        axes.grid(visible=False)
         axes.axvline(attention.seconds, color="white", linewidth=1)
-    figure.colorbar(heat, ax=below, label="attention, mean over layers and heads")
+    figure.colorbar(heat, ax=below, label="attention", fraction=0.05, pad=0.02)
     return figure
 
 

@@ -1,24 +1,22 @@
 """A run's curves as a picture, and its results as a block of a README."""
 
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import pyarrow as pa
 import pyarrow.csv
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from diva import markdown
 from diva.errors import UserError
+from diva.plots import style
 
-_LOSSES = {"train/align": "alignment, per token", "train/distill": "distillation, per clip"}
-_FIGURES = {
-    "alignment_accuracy": "alignment accuracy",
-    "first_token_agreement": "first-token agreement with the text teacher",
-    "kl": "KL to the text teacher, nats",
-}
+_LOSSES = ("train/align", "train/distill")
+_MEASURES = ("alignment_accuracy", "first_token_agreement", "kl")
+_COLUMNS, _INCHES_PER_ROW = 3, 2.2
 
 
 def newest_run(folder: Path) -> Path:
@@ -36,27 +34,71 @@ def finished_runs(folder: Path) -> list[Path]:
 
 
 def draw(run: Path) -> Path:
-    """Losses on the left, what validation measures on the right, over optimizer steps."""
+    """Write RUN/curves.png. Raises UserError for a folder that is no run."""
     if not (run / "metrics.csv").is_file():
         raise UserError(f"{run} is not a run: it has no metrics.csv")
-    table = pa.csv.read_csv(run / "metrics.csv")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for column, label in _LOSSES.items():
-        left.plot(*series(table, column), label=label, linewidth=1)
-    left.set(xlabel="optimizer step", ylabel="mean L2 distance", title="training losses", ylim=(0, None))
-    names = sorted({column.split("/")[0] for column in table.column_names if column.endswith("/kl")})
-    for name, style in zip(names, ("-", "--", ":", "-."), strict=False):
-        for (figure_name, label), color in zip(_FIGURES.items(), ("C0", "C1", "C2"), strict=True):
-            shown = label if name == "val" else f"{label}, {name.removeprefix('val_').replace('_', ' ')}"
-            right.plot(*series(table, f"{name}/{figure_name}"), style, color=color, label=shown, marker=".")
-    right.set(xlabel="optimizer step", title="held-out speech", ylim=(0, 1))
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="x-small")
     path = run / "curves.png"
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    path.write_bytes(style.png(curves(pa.csv.read_csv(run / "metrics.csv"))))
     return path
+
+
+@style.applied()
+def curves(table: pa.Table) -> Figure:
+    """A panel a loss and a panel a measure of validation, over optimizer steps; the legend in a place of its own."""
+    sets = validation_sets(table.column_names)
+    losses = [column for column in _LOSSES if series(table, column)[0]]
+    measures = [name for name in _MEASURES if any(f"{of}/{name}" in table.column_names for of in sets)]
+    steps = max(table["step"].to_pylist(), default=0) + 1
+    rows = -(-(len(losses) + len(measures) + 1) // _COLUMNS)
+    figure = Figure(figsize=(style.WIDTH, _INCHES_PER_ROW * rows))
+    cells = iter(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
+    for column in losses:
+        axes = next(cells)
+        axes.plot(*series(table, column), color=style.GREYS[0], linewidth=1)
+        _label(axes, column, steps)
+        axes.set_ylim(bottom=0)
+    for name in measures:
+        _validation(axes := next(cells), table, name, sets)
+        _label(axes, name, steps)
+    _legend(next(cells), figure)
+    for axes in cells:
+        axes.set_axis_off()
+    return figure
+
+
+def _label(axes: Axes, key: str, steps: int) -> None:
+    axes.set_title(textwrap.fill(style.named(key), 27))
+    axes.set(xlabel="optimizer step", xlim=(0, 1.02 * steps))
+
+
+def _validation(axes: Axes, table: pa.Table, name: str, sets: list[str]) -> None:
+    """One measure, a line a set of clips."""
+    for of, color, line in zip(sets, style.COLOURS[::3], style.LINES, strict=False):
+        steps, values = series(table, f"{of}/{name}")
+        axes.plot(steps, values, line, color=color, marker=style.marker(steps), label=style.named(of))
+    if name == "kl":
+        style.logarithmic(axes)
+    else:
+        axes.set_ylim(0, 1)
+
+
+def _legend(axes: Axes, figure: Figure) -> None:
+    """Fill the axes with the names of all lines that have one."""
+    found = {
+        label: handle
+        for of in figure.axes
+        for handle, label in zip(*of.get_legend_handles_labels(), strict=True)
+    }
+    axes.set_axis_off()
+    if found:
+        axes.legend(
+            list(found.values()), list(found), loc="center left", title="validation", alignment="left"
+        )
+
+
+def validation_sets(columns: Iterable[str]) -> list[str]:
+    """The sets of clips that validation measured, by the names of what it logged; the first is `val`."""
+    return sorted({column.split("/")[0] for column in columns if column.endswith("/kl")})
 
 
 def series(table: pa.Table, column: str) -> tuple[list[int], list[float]]:
@@ -70,20 +112,14 @@ def series(table: pa.Table, column: str) -> tuple[list[int], list[float]]:
 
 def results(summary: dict[str, Any]) -> str:
     """The final metrics of a run, how many clips they were measured on and how long it took, as markdown."""
-    names = sorted({key.split("/")[0] for key in summary if key.endswith("/kl")})
-    header = [
-        "held-out sentences" if name == "val" else name.removeprefix("val_").replace("_", " ")
-        for name in names
-    ]
-    rows = [
-        [label, *(f"{summary[f'{name}/{key}']:.3f}" for name in names)] for key, label in _FIGURES.items()
-    ]
+    names = validation_sets(summary)
+    rows = [[style.named(key), *(f"{summary[f'{name}/{key}']:.3f}" for name in names)] for key in _MEASURES]
     rows.append(["clips", *(f"{summary['clips_in_corpus'][name]:,}" for name in names)])
     corpus = summary.get("seconds_of_data", 0) / 60  # not in summaries of older runs
     of_them = f" ({corpus:.1f} of them for the corpus)" if corpus >= 0.1 else ""
     return "\n".join(
         [
-            *markdown.table(["", *header], rows),
+            *markdown.table(["", *map(style.named, names)], rows),
             "",
             f"This run took {summary['seconds'] / 60:.1f} minutes{of_them} on {summary['machine']['cpu_threads']} CPU"
             f" threads, {summary['clips_per_second']:.1f} clips a second, at revision `{summary['revision']}`.",

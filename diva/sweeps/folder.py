@@ -8,6 +8,8 @@ from typing import Literal
 
 from omegaconf import OmegaConf
 
+from diva.files import written_whole
+
 Status = Literal["finished", "failed", "pruned", "unfinished"]
 JOURNAL = "study.journal"  # in a sweep's folder: what a study knows
 TRIAL = "trial.json"  # in a run's folder: the run is a trial of that study
@@ -70,9 +72,8 @@ class SweepRun:
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
     """Leave word in a run's folder of how it ended; whole or not at all."""
-    temporary = folder / "outcome.tmp"
-    temporary.write_text(json.dumps(vars(outcome)) + "\n")
-    temporary.replace(folder / _OUTCOME)
+    with written_whole(folder / _OUTCOME) as file:
+        file.write_text(json.dumps(vars(outcome)) + "\n")
 
 
 def values(overrides: Iterable[str]) -> dict[str, str]:

@@ -2,48 +2,83 @@
 
 import math
 import statistics
+import textwrap
+from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import pyarrow.csv
+from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from diva.plots import style
 from diva.plots.curves import series
 from diva.sweeps.table import Group, Results
 
 _FIGURE = "val/kl"
 _LINES = {"finished": "-", "pruned": "--", "failed": ":", "unfinished": "-."}
-_MOST_COLORS = 10
+_MOST_COLORS = 6  # of lines on white
+_MISSING = "lightgrey"
 _DECADES = 1.5  # a numeric key that spans more gets a logarithmic axis
 
 
 def draw(results: Results, path: Path) -> None:
-    """Write the picture to `path`: the figure by what was varied, training losses, the figure over steps."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(16, 4.5), layout="constrained")
+    """Write the picture to `path`."""
+    path.write_bytes(style.png(picture(results)))
+
+
+@style.applied()
+def picture(results: Results) -> Figure:
+    """KL by what was varied; under it, training loss and KL over steps; legends on the right."""
+    figure = Figure(figsize=(style.WIDTH, 5.6))
+    places = [["varied", "varied", "legend"], ["loss", "measure", "runs"]]
+    axes = figure.subplot_mosaic(places, width_ratios=(1.0, 1.0, 0.62))
     colors = _colors(results)
     if len(results.varied) > 2:
-        _parallel_coordinates(left, results)
+        _parallel_coordinates(axes["varied"], results)
     else:
-        _scatter(left, results, colors)
-    left.set_title(f"{_FIGURE} by what was varied")
-    for axes, column in ((middle, "train/loss"), (right, _FIGURE)):
-        _curves(axes, results, column, colors)
-        axes.set(xlabel="optimizer step", title=column)
-        axes.grid(alpha=0.3)
-    handles, labels = middle.get_legend_handles_labels()
-    if labels and len(results.groups) <= _MOST_COLORS:
-        middle.legend(handles, labels, fontsize="x-small")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+        _scatter(axes["varied"], results, colors)
+    axes["varied"].set_title(f"{style.named(_FIGURE)}, by what was varied")
+    for name, column in (("loss", "train/loss"), ("measure", _FIGURE)):
+        _curves(axes[name], results, column, colors)
+        axes[name].set(xlabel="optimizer step", title=textwrap.fill(style.named(column), 27))
+    if axes["measure"].lines:
+        style.logarithmic(axes["measure"])
+    if len(results.varied) == 2:
+        _legend(axes["legend"], results.varied[1], _named(axes["varied"]))
+    few = len(results.groups) <= _MOST_COLORS
+    groups = _named(axes["loss"]) if few and results.varied else {}
+    states = {run.outcome.status for group in results.groups for run in group.runs}
+    lines = {
+        state: Line2D([], [], linestyle=line, color="black", linewidth=1)
+        for state, line in _LINES.items()
+        if state in states
+    }
+    title = " ".join(results.varied) if few else f"dark: low {style.named(_FIGURE)}"
+    _legend(axes["runs"], title, groups | (lines if len(lines) > 1 else {}))
+    for name in ("legend", "runs"):
+        axes[name].set_axis_off()
+    return figure
+
+
+def _named(axes: Axes) -> dict[str, Artist]:
+    handles, labels = axes.get_legend_handles_labels()
+    return dict(zip(labels, handles, strict=True))
+
+
+def _legend(place: Axes, title: str, entries: Mapping[str, Artist]) -> None:
+    """Fill a place with a legend."""
+    title = textwrap.fill(title, 26)
+    place.legend(list(entries.values()), list(entries), title=title, loc="center left", alignment="left")
 
 
 def _colors(results: Results) -> list:
     """One a group: told apart where there are few, from good to bad where there are many."""
     if len(results.groups) <= _MOST_COLORS:
-        return [f"C{index}" for index in range(len(results.groups))]
+        return list(style.COLOURS[: len(results.groups)])
     means = [_mean(group) for group in results.groups]
     known = [mean for mean in means if mean is not None]
     return [_shade(mean, known) for mean in means]
@@ -57,9 +92,9 @@ def _mean(group: Group) -> float | None:
 def _shade(mean: float | None, known: list[float]):
     """From dark (best) to light; grey for what has no figure."""
     if mean is None:
-        return "lightgrey"
+        return _MISSING
     low, high = min(known), max(known)
-    return plt.get_cmap("viridis")((mean - low) / (high - low) if high > low else 0.0)
+    return colormaps["viridis"](0.9 * (mean - low) / (high - low) if high > low else 0.0)
 
 
 def _scatter(axes: Axes, results: Results, colors: list) -> None:
@@ -68,25 +103,21 @@ def _scatter(axes: Axes, results: Results, colors: list) -> None:
     numbers = numeric(keys)
     places = numbers or [float(list(dict.fromkeys(keys)).index(key)) for key in keys]
     seconds = [group.values[1] if len(group.values) > 1 else "" for group in results.groups]
-    shades = {text: f"C{index % _MOST_COLORS}" for index, text in enumerate(dict.fromkeys(seconds))}
+    shades = dict(zip(dict.fromkeys(seconds), cycle(style.COLOURS[:_MOST_COLORS]), strict=False))
     for group, place, second, color in zip(results.groups, places, seconds, colors, strict=True):
         values = group.figure(_FIGURE)
         if not values:
             continue
         color = shades[second] if second else color
-        axes.plot([place] * len(values), values, ".", color=color, alpha=0.6)
-        axes.plot([place], [statistics.fmean(values)], "_", color=color, markersize=16, label=second or None)
+        axes.plot([place] * len(values), values, "o", color=color, alpha=0.6)
+        mean = [statistics.fmean(values)]
+        axes.plot([place], mean, "_", color=color, markersize=18, markeredgewidth=2, label=second or None)
     if numbers:
         axes.set_xscale("log" if _logarithmic(numbers) else "linear")
     else:
         axes.set_xlim(-0.5, len(set(keys)) - 0.5)
         axes.set_xticks(range(len(set(keys))), list(dict.fromkeys(keys)), rotation=20, ha="right")
-    axes.set(xlabel=results.varied[0] if results.varied else "", ylabel=_FIGURE)
-    axes.grid(alpha=0.3)
-    if len(results.varied) > 1 and len(shades) <= _MOST_COLORS:
-        handles, labels = axes.get_legend_handles_labels()
-        unique = dict(zip(labels, handles, strict=True))
-        axes.legend(unique.values(), unique.keys(), title=results.varied[1], fontsize="x-small")
+    axes.set_xlabel(results.varied[0] if results.varied else "")
 
 
 def _parallel_coordinates(axes: Axes, results: Results) -> None:
@@ -98,8 +129,11 @@ def _parallel_coordinates(axes: Axes, results: Results) -> None:
     scaled.append(_scaled(axes, len(columns), [f"{mean:.4g}" for mean in means]))
     for index, mean in enumerate(means):
         axes.plot([column[index] for column in scaled], color=_shade(mean, means), alpha=0.8)
-    axes.set_xticks(range(len(scaled)), [*results.varied, _FIGURE], rotation=15, ha="right", fontsize="small")
+    names = [*results.varied, style.named(_FIGURE)]
+    axes.set_xticks(range(len(scaled)), [name.replace(".", ".\n", 1) for name in names])
     axes.set(yticks=[], ylim=(-0.05, 1.05))
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
 
 
 def _scaled(axes: Axes, place: int, texts: list[str]) -> list[float]:
@@ -115,7 +149,7 @@ def _scaled(axes: Axes, place: int, texts: list[str]) -> list[float]:
         round(at, 3): text for at, text in zip(scaled, texts, strict=True) if not numbers or at in (0.0, 1.0)
     }
     for at, text in shown.items():
-        axes.annotate(f" {text[:12]}", (place, at), fontsize="xx-small")
+        axes.annotate(f" {text[:12]}", (place, at))
     axes.axvline(place, color="grey", linewidth=0.8)
     return scaled
 
@@ -127,22 +161,11 @@ def _curves(axes: Axes, results: Results, column: str, colors: list) -> None:
             file = run.folder / "metrics.csv"
             if file.is_file():
                 steps, values = series(pyarrow.csv.read_csv(file), column)
-                style = _LINES[run.outcome.status]
+                line, marker = _LINES[run.outcome.status], style.marker(steps)
                 axes.plot(
-                    steps,
-                    values,
-                    style,
-                    color=color,
-                    linewidth=1,
-                    alpha=0.8,
-                    label=label,
-                    marker=_marker(steps),
+                    steps, values, line, color=color, linewidth=1, alpha=0.8, label=label, marker=marker
                 )
                 label = None  # one entry a group
-
-
-def _marker(steps: list[int]) -> str:
-    return "." if len(steps) < 20 else ""
 
 
 def _logarithmic(numbers: list[float]) -> bool:

@@ -5,7 +5,6 @@ the frames of a clip never change. Each table is computed in an order that depen
 training was interrupted) and kept on disk: a resumed run, another seed, another ablation find the same numbers.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,14 +19,16 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from diva.audio.frames import SAMPLE_RATE, pad_clips, valid_frames
-from diva.data.batch import SpeechBatch, transcript_tokens
+from diva.data.batch import EMPTY_ROW, SpeechBatch
 from diva.data.decoded import DecodedAudio, build_once
 from diva.data.manifest import Manifest
+from diva.models.build import embedding_matrix
 from diva.models.encoder import Context
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.pretrained import cache_dir
+from diva.training.answers import AnswerTable, Continuation
+from diva.training.transcripts import Transcripts, digest, weights_digest
 
-_FORMAT = "3"
 _TENSORS = "table.safetensors"
 _BATCH = 64
 
@@ -40,16 +41,18 @@ class Precompute:
 
     A table takes as long as one pass over the corpus, which a run on a large corpus may never make: training clips
     are cached only where the run uses each at least once. `teacher_states` caches one state [D] per distinct
-    transcript. `encoder_frames_gb` is how much disk the frames of a split may take; above it the encoder runs with
-    every batch. Frames are many: 0.1 MB a second of speech for Whisper tiny on the clip's own length.
+    transcript and one for each token of its answers, if they take at most `teacher_states_gb`. `encoder_frames_gb` is
+    how much disk the frames of a split may take; above it the encoder runs with every batch. Frames are many: 0.1 MB a
+    second of speech for Whisper tiny on the clip's own length.
     """
 
     teacher_states: bool = True
     encoder_frames_gb: float = 0.0
+    teacher_states_gb: float = 16.0
 
-    def caches_teacher(self, clips: int, distilled: int) -> bool:
-        """Whether to cache the teacher's states of `clips` clips in a run that distils `distilled` times one."""
-        return self.teacher_states and distilled >= clips
+    def caches_teacher(self, clips: int, distilled: int, size: float) -> bool:
+        """Whether to cache the teacher's states, `size` bytes, of `clips` clips in a run that distils `distilled`."""
+        return self.teacher_states and distilled >= clips and size <= self.teacher_states_gb * 1e9
 
     def caches_frames(self, clips: int, heard: int, size: float, context: Context, decoded: bool) -> bool:
         """Whether to cache the frames, `size` bytes, of `clips` clips in a run that encodes `heard` times one.
@@ -74,10 +77,12 @@ class FrozenParts:
         model: DivaForConditionalGeneration,
         cached_frames: "FrameTable | None" = None,
         cached_teacher: "TeacherTable | None" = None,
+        answers: AnswerTable | None = None,
     ):
         self.model = model
         self.cached_frames = cached_frames
         self.cached_teacher = cached_teacher
+        self.answers = answers
 
     @classmethod
     def of_split(
@@ -88,6 +93,7 @@ class FrozenParts:
         precompute: Precompute,
         heard: int | None = None,
         distilled: int | None = None,
+        make_answers: Callable[[Transcripts], AnswerTable] | None = None,
     ) -> "FrozenParts":
         """With the tables that pay in a run that encodes and distils so many clips of the split (None: all)."""
         clips, encoder = len(manifest), model.encoder
@@ -95,12 +101,15 @@ class FrozenParts:
         size = frames_bytes(manifest.durations, encoder.whisper.config.d_model, weight.dtype)
         decoded = isinstance(manifest.audio, DecodedAudio)
         heard, distilled = (clips if count is None else count for count in (heard, distilled))
+        transcripts = Transcripts.of(manifest, tokenizer)
+        answers = make_answers(transcripts) if make_answers else None
         teacher = frames = None
-        if precompute.caches_teacher(clips, distilled):
-            teacher = TeacherTable.build(model, manifest, tokenizer)
+        positions = len(transcripts.distinct) if answers is None else answers.positions
+        if precompute.caches_teacher(clips, distilled, positions * state_bytes(model)):
+            teacher = TeacherTable.build(model, transcripts, answers)
         if precompute.caches_frames(clips, heard, size, encoder.context, decoded):
             frames = FrameTable.build(model, manifest)
-        return cls(model, frames, teacher)
+        return cls(model, frames, teacher, answers)
 
     @property
     def need_waveforms(self) -> bool:
@@ -113,50 +122,90 @@ class FrozenParts:
             return self.cached_frames(batch)
         return self.model.encoder(batch.waveforms, batch.samples)
 
-    def teacher_states(self, batch: SpeechBatch) -> Tensor:
-        """h_teacher [B, D] of a batch; without meaning in empty rows."""
-        if self.cached_teacher is not None:
-            return self.cached_teacher(batch)
-        return self.model.teacher_states(batch.token_ids, batch.tokens)
+    def continuation(self, batch: SpeechBatch, step: int = 0) -> Continuation | None:
+        """What the clips of a batch go on with at a step; None: with the template's suffix alone."""
+        return None if self.answers is None else self.answers(batch, step)
+
+    def teacher_states(self, batch: SpeechBatch, after: Continuation | None = None) -> Tensor:
+        """h_teacher of a batch, [B, D], or [B, P, D] where it goes on; without meaning in empty rows."""
+        if self.cached_teacher is not None and (after is None or after.rows is not None):
+            return self.cached_teacher(batch, after)
+        if after is None:
+            return self.model.teacher_states(batch.token_ids, batch.tokens)
+        return self.model.teacher_states(batch.token_ids, batch.tokens, after.ids, after.at)
+
+
+def state_bytes(model: DivaForConditionalGeneration) -> int:
+    """Bytes of one hidden state of the LLM."""
+    weight = embedding_matrix(model.llm)
+    return weight.shape[1] * weight.element_size()
 
 
 class TeacherTable:
-    """h_teacher of every clip of a manifest, by clip id."""
+    """h_teacher of every transcript of a split, behind each token of its answers if it has any."""
 
-    def __init__(self, states: Tensor, rows: dict[str, int]):
-        self.states = states  # [distinct transcripts, D]
-        self.rows = rows  # clip id -> row of `states`
+    def __init__(self, states: Tensor, numbers: dict[str, int], starts: Tensor | None = None):
+        self.states = states  # [rows, D], or with answers [positions of all rows, D]
+        self.numbers = numbers  # clip id -> which of the distinct transcripts
+        self.starts = None if starts is None else starts.tolist()  # [rows + 1], where each row's states begin
 
-    def __call__(self, batch: SpeechBatch) -> Tensor:
-        """States [B, D] on the batch's device; those of empty rows mean nothing."""
-        rows = [self.rows[clip_id] if clip_id else 0 for clip_id in batch.clip_ids]
-        return self.states[rows].to(batch.tokens.device)
+    def __call__(self, batch: SpeechBatch, after: Continuation | None = None) -> Tensor:
+        """States [B, D], or [B, P, D] of the rows of `after`, on the batch's device."""
+        if self.starts is None:
+            numbers = [self.numbers[clip_id] if clip_id else 0 for clip_id in batch.clip_ids]
+            return self.states[numbers].to(batch.tokens.device)
+        assert after is not None
+        assert after.rows is not None
+        found = self.states.new_zeros(*after.at.shape, self.states.shape[1])
+        for number, row in enumerate(after.rows):
+            if row != EMPTY_ROW:
+                states = self.states[self.starts[row] : self.starts[row + 1]]
+                found[number, : len(states)] = states
+        return found.to(batch.tokens.device)
 
     @classmethod
     def build(
-        cls, model: DivaForConditionalGeneration, manifest: Manifest, tokenizer: PreTrainedTokenizerBase
+        cls,
+        model: DivaForConditionalGeneration,
+        transcripts: Transcripts,
+        answers: AnswerTable | None = None,
     ) -> "TeacherTable":
         """From the cache, or computed by the first process that comes."""
-        transcripts = [tuple(ids) for ids in transcript_tokens(tokenizer, manifest.clips["text"].to_pylist())]
-        distinct = sorted(set(transcripts), key=lambda ids: (len(ids), ids))
-        key = _digest(
-            weights_digest(model.llm), model.prefix_ids.tolist(), model.suffix_ids.tolist(), distinct
+        distinct = transcripts.distinct
+        told = (model.suffix_ids.tolist(), distinct) if answers is None else (distinct, answers.digest)
+        key = digest(weights_digest(model.llm), model.prefix_ids.tolist(), *told)
+        if answers is None:
+            table = _cached(f"teacher/{key}", lambda: {"states": _teacher_states(model, distinct)})
+            return cls(table["states"], transcripts.numbers)
+        table = _cached(
+            f"teacher/{key}", lambda: {"states": _states_behind_answers(model, distinct, answers)}
         )
-        table = _cached(f"teacher/{key}", lambda: {"states": _teacher_states(model, distinct)})
-        row = {ids: number for number, ids in enumerate(distinct)}
-        clip_ids = manifest.clips["clip_id"].to_pylist()
-        rows = {clip_id: row[ids] for clip_id, ids in zip(clip_ids, transcripts, strict=True)}
-        return cls(table["states"], rows)
+        return cls(table["states"], transcripts.numbers, answers.starts)
 
 
 def _teacher_states(model: DivaForConditionalGeneration, distinct: list[tuple[int, ...]]) -> Tensor:
-    device = model.prefix_ids.device
     states = []
     for batch in _track(list(_chunks(distinct)), "the teacher reads"):
-        ids = pad_sequence([torch.tensor(x) for x in batch], batch_first=True).to(device)
-        tokens = torch.tensor([len(x) for x in batch], device=device)
-        states.append(model.teacher_states(ids, tokens).cpu())
+        states.append(model.teacher_states(*_padded(batch, model.prefix_ids.device)).cpu())
     return torch.cat(states)
+
+
+def _states_behind_answers(
+    model: DivaForConditionalGeneration, distinct: list[tuple[int, ...]], answers: AnswerTable
+) -> Tensor:
+    states = []
+    for rows in _track(list(_chunks(range(len(answers)))), "the teacher reads"):
+        device = model.prefix_ids.device
+        after = answers.rows(list(rows)).to(device)
+        ids, tokens = _padded([distinct[row // answers.variants] for row in rows], device)
+        found = model.teacher_states(ids, tokens, after.ids, after.at)
+        states.append(found[after.weights(tokens > 0) > 0].cpu())
+    return torch.cat(states)
+
+
+def _padded(transcripts: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor]:
+    ids = pad_sequence([torch.tensor(x) for x in transcripts], batch_first=True).to(device)
+    return ids, torch.tensor([len(x) for x in transcripts], device=device)
 
 
 class FrameTable:
@@ -189,7 +238,7 @@ class FrameTable:
         """From the cache, or computed by the first process that comes. The manifest's audio is decoded."""
         assert isinstance(manifest.audio, DecodedAudio)
         # The file of decoded audio is named for its contents.
-        key = _digest(weights_digest(model.encoder.whisper), manifest.audio.file, manifest.rows.tolist())
+        key = digest(weights_digest(model.encoder.whisper), manifest.audio.file, manifest.rows.tolist())
         table = _cached(f"frames/{key}", lambda: _frames(model, manifest))
         rows = {clip_id: row for row, clip_id in enumerate(manifest.clips["clip_id"].to_pylist())}
         return cls(table["frames"], table["starts"], rows)
@@ -225,17 +274,3 @@ def _cached(name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Te
 
 def _track(items: Sequence[T], description: str) -> Iterable[T]:
     return track(items, description=description, transient=True, console=Console(stderr=True))
-
-
-def weights_digest(module: nn.Module) -> str:
-    """Tells one set of weights from another: a slice of every parameter, its type and its shape."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(module.named_parameters()):
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        values = weight.detach().flatten()[:: max(1, weight.numel() // 64)][:64]
-        digest.update(values.float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(repr((_FORMAT, *parts)).encode()).hexdigest()[:32]

@@ -1,27 +1,104 @@
 """The losses of DiVA (section 3.2) as pure functions, and their weights.
 
-    L_distill = mean_b   || h_student(b) - h_teacher(b) ||_2
+    L_distill = mean_{b,k} d( student(b, k), teacher(b, k) )         k = 0..n_b, the positions of the teacher's answer
     L_align   = sum_{b,n} || v_b[Q - N_b + n] - Embed(t_b[n]) ||_2  /  sum_b N_b
 
-Neither norm is squared. h is the hidden state after the LLM's final norm at the last input position, so that,
-with a frozen lm_head, matching h matches the next-token distribution without touching [B, V] logits.
+The paper's L_distill has one position a clip (k = 0, the last of the input, where the first token of the answer is
+decided) and d = || h_student - h_teacher ||_2. Neither norm is squared. h is the hidden state after the LLM's final
+norm, so that, with a frozen lm_head, matching h matches the next-token distribution without touching [B, V] logits.
+With `answer_tokens=K` both also read the first K tokens of the teacher's answer, or as many as it has: n_b of them.
+d may also be a divergence of the next-token distributions.
 
 Two facts about the published training code (Levanter) in which this one follows the paper instead:
 up to November 2024 its alignment target was gathered from the prefixed sequence and so shifted by the prefix's
 length (mended by its commit "Fix Token Shuffling"); and its transcripts carry BOS and EOS inside the user turn.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from math import log
+from random import Random
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diva.errors import UserError
 
+Distance = Literal["l2", "kl", "reverse_kl", "jsd"]
+Head = Callable[[Tensor], Tensor]  # states [..., D] -> logits [..., V]
+# Positions whose logits are there at a time: 130 MB for a vocabulary of 128,000, for student and teacher each.
+_ROWS = 256
+
 
 def distill_distances(student: Tensor, teacher: Tensor) -> Tensor:
-    """Student and teacher states [B, D] -> their L2 distances [B], in float32."""
+    """Student and teacher states [..., D] -> their L2 distances [...], in float32."""
     return torch.linalg.vector_norm(student.float() - teacher.float(), dim=-1)
+
+
+def divergences(
+    student: Tensor, teacher: Tensor, head: Head, kind: Distance, temperature: float = 1.0
+) -> Tensor:
+    """States [..., D] twice -> divergences [...] of the next-token distributions that `head` makes of them, in nats.
+
+    With p the teacher's and q the student's distribution at `temperature`: "kl" is KL(p || q), "reverse_kl" is
+    KL(q || p), "jsd" is Jensen-Shannon's, (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2. Multiplied by the square
+    of the temperature, so that gradients keep their size (Hinton et al., arXiv 1503.02531, section 2). Gradients go to
+    `student` alone. Logits exist for a few positions at a time, and in the forward pass only.
+    """
+    between = _DIVERGENCES[kind]
+
+    def of_states(student: Tensor, teacher: Tensor) -> Tensor:
+        p, q = (F.log_softmax(head(states).float() / temperature, dim=-1) for states in (teacher, student))
+        return between(p, q) * temperature**2
+
+    return _InSlices.apply(student.flatten(0, -2), teacher.flatten(0, -2), of_states).view(student.shape[:-1])
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(dim=-1)
+
+
+def _jsd(p: Tensor, q: Tensor) -> Tensor:
+    m = torch.logaddexp(p, q) - log(2)
+    return (_kl(p, m) + _kl(q, m)) / 2
+
+
+# Of log-probabilities [..., V] of the teacher, p, and the student, q.
+_DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "kl": _kl,
+    "reverse_kl": lambda p, q: _kl(q, p),
+    "jsd": _jsd,
+}
+
+
+class _InSlices(torch.autograd.Function):
+    """A distance of logits for some positions at a time.
+
+    A position's distance depends on its own state only. So the gradient is computed with the value, and the backward
+    pass needs no logits.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, distance: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        values, gradients = [], []
+        for some, theirs in zip(student.split(_ROWS), teacher.split(_ROWS), strict=True):
+            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+                own = some.detach().requires_grad_(ctx.needs_input_grad[0])
+                value = distance(own, theirs)
+                if ctx.needs_input_grad[0]:
+                    gradients.append(torch.autograd.grad(value.sum(), own)[0])
+            values.append(value.detach())
+        ctx.save_for_backward(*gradients)
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx: Any, *of_values: Tensor) -> tuple[Tensor, None, None]:
+        gradient = torch.cat(ctx.saved_tensors)
+        return gradient * of_values[0].unsqueeze(-1).to(gradient.dtype), None, None
 
 
 def align_distances(virtual_tokens: Tensor, targets: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,14 +123,24 @@ def last_virtual_tokens(virtual_tokens: Tensor, width: int, tokens: Tensor) -> t
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the two losses, and from which optimizer step on the first is used.
+    """Which losses a step has, and their weights.
 
-    Before `distill_from_step` nothing passes through the LLM.
+    Before `distill_from_step` nothing passes through the LLM. `answer_tokens=0` is the paper's objective;
+    `answer_tokens=K` also compares student and teacher behind each of the first K tokens of the teacher's answer, by
+    `distance`. Where the answer ends within them, the position at which its end is decided counts `end_weight` times.
+    In a share `on_policy` of the distilled steps both read what the student answers, and not the teacher's answer.
     """
 
     distill_weight: float = 1.0
     align_weight: float = 1.0
     distill_from_step: int = 0
+    answer_tokens: int = 0
+    distance: Distance = "l2"
+    temperature: float = 1.0  # of the distributions that a divergence compares
+    end_weight: float = 1.0
+    on_policy: float = 0.0
+    # Of these one is drawn for each clip and step, and follows the speech: "Reply briefly".
+    instructions: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.distill_weight < 0 or self.align_weight < 0 or self.distill_weight + self.align_weight == 0:
@@ -66,6 +153,18 @@ class Objective:
                 f"objective.distill_from_step={self.distill_from_step} needs objective.align_weight > 0:"
                 " nothing would be learned before that step"
             )
+        if self.distance != "l2" and self.distance not in _DIVERGENCES:
+            raise UserError(
+                f"objective.distance={self.distance} is unknown; there are: l2, {', '.join(_DIVERGENCES)}"
+            )
+        if self.answer_tokens == 0 and (self.on_policy > 0 or self.end_weight != 1.0):
+            raise UserError(
+                "objective.on_policy and objective.end_weight are about answers: set objective.answer_tokens above 0"
+            )
+
+    @property
+    def aligns(self) -> bool:
+        return self.align_weight > 0
 
     def distills_at(self, step: int) -> bool:
         return self.distill_weight > 0 and step >= self.distill_from_step
@@ -73,3 +172,13 @@ class Objective:
     def distilled_steps(self, max_steps: int) -> int:
         """How many of a run's steps distil."""
         return max(0, max_steps - self.distill_from_step) if self.distill_weight > 0 else 0
+
+    def is_on_policy(self, step: int) -> bool:
+        """Whether the student answers at this step; the same on every rank, and when the run is resumed."""
+        return self.on_policy > 0 and Random(step).random() < self.on_policy
+
+    def distances(self, student: Tensor, teacher: Tensor, head: Head) -> Tensor:
+        """States [..., D] twice -> their distances [...] in float32."""
+        if self.distance == "l2":
+            return distill_distances(student, teacher)
+        return divergences(student, teacher, head, self.distance, self.temperature)

@@ -1,5 +1,7 @@
 """What validation measures, as pure functions; each returns one value per sample."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,6 +10,8 @@ from diva.training.losses import last_virtual_tokens
 
 # Of the vocabulary at a time: a large model's whole embedding matrix takes gigabytes in float32.
 _ROWS = 8192
+# Positions whose logits are there at a time.
+_POSITIONS = 256
 
 
 def aligned_tokens(virtual_tokens: Tensor, token_ids: Tensor, tokens: Tensor, embeddings: Tensor) -> Tensor:
@@ -34,8 +38,26 @@ def nearest_tokens(vectors: Tensor, embeddings: Tensor) -> Tensor:
     return torch.stack(ids).gather(0, best).squeeze(0)
 
 
-def first_token_agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Logits [B, V] twice -> booleans [B]: both would begin the answer with the same token."""
+def next_token_measures(
+    student: Tensor, teacher: Tensor, head: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """States [..., D] twice -> whether their most likely next tokens agree, and KL(teacher || student), [...] each.
+
+    `head` makes logits [n, V] of states [n, D].
+    """
+    agreement, kl = [], []
+    for ours, theirs in zip(
+        student.flatten(0, -2).split(_POSITIONS), teacher.flatten(0, -2).split(_POSITIONS), strict=True
+    ):
+        logits = head(ours), head(theirs)
+        agreement.append(next_token_agreement(*logits))
+        kl.append(kl_divergence(*logits))
+    shape = student.shape[:-1]
+    return torch.cat(agreement).view(shape), torch.cat(kl).view(shape)
+
+
+def next_token_agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """Logits [B, V] twice -> booleans [B]: both would go on with the same token."""
     return student_logits.argmax(dim=-1) == teacher_logits.argmax(dim=-1)
 
 

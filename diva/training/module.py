@@ -7,6 +7,7 @@ the global batch: its denominator has to be known before the first backward pass
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,13 +21,16 @@ from torch.optim.lr_scheduler import LRScheduler
 from diva.data.batch import SpeechBatch
 from diva.data.manifest import Skip
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.training.answers import AnswerSettings, AnswerTable, Continuation
 from diva.training.checkpoints import adapter_state, check_adapter_keys
 from diva.training.distributed.devices import give_back_memory
 from diva.training.distributed.fsdp import FSDP2Strategy, shard_model
 from diva.training.distributed.xla import end_of_graph
 from diva.training.frozen import FrozenParts, Precompute
 from diva.training.losses import Objective
-from diva.training.step import MEASURES, loss_sums, measure_sums
+from diva.training.on_policy import SHARED_MEASURES, shared_sums, student_continuation
+from diva.training.step import ANSWER_MEASURES, MEASURES, loss_sums, measure_sums, position_weights
+from diva.training.transcripts import Transcripts
 
 
 class DivaTraining(LightningModule):
@@ -45,6 +49,7 @@ class DivaTraining(LightningModule):
         gradient_clip: float,
         micro_batch_size: int,
         precompute: Precompute,
+        answers: AnswerSettings,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -56,6 +61,7 @@ class DivaTraining(LightningModule):
         self.gradient_clip = gradient_clip
         self.micro_batch_size = micro_batch_size
         self.precompute = precompute
+        self.answers = answers
         self.frozen: dict[str, FrozenParts] = {}  # by split, which may serve several validations
 
     def configure_model(self) -> None:
@@ -81,23 +87,53 @@ class DivaTraining(LightningModule):
         for split, manifest in splits.items():
             heard, distilled = used.get(split, (None, None))
             self.frozen[split] = FrozenParts.of_split(
-                self.model, manifest, data.tokenizer, self.precompute, heard, distilled
+                self.model,
+                manifest,
+                data.tokenizer,
+                self.precompute,
+                heard,
+                distilled,
+                self._answers_to(training=split == data.train_split),
             )
         data.without_waveforms = {s for s, frozen in self.frozen.items() if not frozen.need_waveforms}
         give_back_memory()
+
+    def _answers_to(self, training: bool) -> Callable[[Transcripts], AnswerTable] | None:
+        """Makes the table of the teacher's answers to a split's transcripts; None: nothing is distilled behind them."""
+        objective, settings = self.objective, self.answers
+        if training:
+            # None are made that nobody reads.
+            limit = (
+                0 if objective.on_policy == 1 or objective.distill_weight == 0 else objective.answer_tokens
+            )
+        else:
+            limit, settings = settings.val_tokens, replace(settings, temperature=0.0, samples=1)
+        if limit == 0 and not objective.instructions and not (training and objective.on_policy > 0):
+            return None
+        width = limit if self.device.type == "xla" else 0
+        return lambda transcripts: AnswerTable.build(
+            self.model, transcripts, limit, settings, objective.instructions, width
+        )
 
     # ---- training
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> None:
         optimizer = self.optimizers()
         distills = self.objective.distills_at(self.global_step)
-        counts = [
-            batch.valid.sum(),
-            batch.tokens.sum(),
-            torch.tensor(len(batch.faults), device=batch.tokens.device),
-        ]
-        clips, tokens, faults = self._sum_over_ranks(torch.stack(counts)).tolist()
         micro_batches = batch.micro_batches(self.micro_batch_size)
+        continuations = [self._continuation(micro) if distills else None for micro in micro_batches]
+        weights = [
+            position_weights(micro, after, self.objective).sum()
+            for micro, after in zip(micro_batches, continuations, strict=True)
+        ]
+        counts = torch.stack(
+            [
+                torch.stack(weights).sum(),
+                batch.tokens.sum(),
+                torch.tensor(len(batch.faults), device=batch.tokens.device),
+            ]
+        )
+        positions, tokens, faults = self._sum_over_ranks(counts).tolist()
         accumulates = len(micro_batches) > 1
         sums = torch.zeros(2, device=self.device)
         optimizer.zero_grad()
@@ -106,15 +142,16 @@ class DivaTraining(LightningModule):
             for parameter in self.model.adapter.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             end_of_graph(self.device)
-        for number, micro in enumerate(micro_batches, start=1):
+        for number, (micro, after) in enumerate(zip(micro_batches, continuations, strict=True), start=1):
             of = loss_sums(
                 self.model,
                 self.frozen[self.trainer.datamodule.train_split],
                 micro.to(self.device),
-                aligns=self.objective.align_weight > 0,
+                self.objective,
                 distills=distills,
+                after=None if after is None else after.to(self.device),
             )
-            loss = self.objective.distill_weight * of.distill / max(clips, 1)
+            loss = self.objective.distill_weight * of.distill / max(positions, 1)
             loss = loss + self.objective.align_weight * of.align / max(tokens, 1)
             last = number == len(micro_batches)
             with nullcontext() if last else self._without_gradient_sync():
@@ -125,9 +162,17 @@ class DivaTraining(LightningModule):
                 end_of_graph(self.device)  # one program for all micro-batches, not one that repeats itself
         optimizer.step()
         self.lr_schedulers().step()
-        self._log_step(sums, clips, tokens, distills)
+        self._log_step(sums, positions, tokens, distills)
         if faults:
             self.trainer.datamodule.record_faults(self._gather(batch.faults))
+
+    def _continuation(self, batch: SpeechBatch) -> Continuation | None:
+        """What the clips of a micro-batch go on with at this step."""
+        frozen = self.frozen[self.trainer.datamodule.train_split]
+        after = frozen.continuation(batch, self.global_step)
+        if after is None or not self.objective.is_on_policy(self.global_step):
+            return after
+        return student_continuation(self.model, frozen, batch, after.suffixes, self.objective.answer_tokens)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Here, where XLA too has summed the gradients over devices. Not by Lightning's clipping: it refuses fused
@@ -150,15 +195,15 @@ class DivaTraining(LightningModule):
         dist.all_gather_object(found, faults)
         return [fault for of_rank in found for fault in of_rank]
 
-    def _log_step(self, sums: Tensor, clips: int, tokens: int, distills: bool) -> None:
+    def _log_step(self, sums: Tensor, positions: float, tokens: float, distills: bool) -> None:
         distill, align = self._sum_over_ranks(sums).tolist()
-        align, distill = align / max(tokens, 1), distill / max(clips, 1)
+        align, distill = align / max(tokens, 1), distill / max(positions, 1)
         terms = {"train/align": align} if self.objective.align_weight > 0 else {}
         if distills:
             terms["train/distill"] = distill
         loss = self.objective.align_weight * align + self.objective.distill_weight * distill
         rate = self.optimizers().param_groups[0]["lr"]
-        self.log_dict({"train/loss": loss, **terms, "train/lr": rate}, batch_size=max(clips, 1))
+        self.log_dict({"train/loss": loss, **terms, "train/lr": rate}, batch_size=1)
 
     def log(self, name: str, value: float, *args: Any, **kwargs: Any) -> None:
         """Lightning's, with the number left on the host, where it is read: Lightning would put it on the device."""
@@ -170,19 +215,19 @@ class DivaTraining(LightningModule):
         data = self.trainer.datamodule
         name, split = list(data.val_splits.items())[dataloader_idx]
         self.val_faults[split] += batch.faults
-        sums = measure_sums(
-            self.model,
-            self.frozen[split],
-            batch.to(self.device),
-            static_shapes=self.device.type == "xla",
-        )
+        frozen, batch = self.frozen[split], batch.to(self.device)
+        after = frozen.continuation(batch)
+        sums = measure_sums(self.model, frozen, batch, after=after, static_shapes=self.device.type == "xla")
+        if after is not None and self.answers.val_tokens:
+            sums |= shared_sums(self.model, frozen, batch, after, self.answers.val_tokens)
         for measure, value in sums.items():
             self.measured[name, measure] += value
 
     def on_validation_epoch_start(self) -> None:
         give_back_memory()  # its tensors have other sizes than those of training
         data = self.trainer.datamodule
-        self.measured = {(name, m): torch.zeros(2, device=self.device) for name in data.val for m in MEASURES}
+        measures = MEASURES + (ANSWER_MEASURES + SHARED_MEASURES if self.answers.val_tokens else ())
+        self.measured = {(name, m): torch.zeros(2, device=self.device) for name in data.val for m in measures}
         self.val_faults: dict[str, list[Skip]] = {split: [] for split in data.val_splits.values()}
 
     def on_validation_epoch_end(self) -> None:

@@ -2,7 +2,8 @@
 times a step calls these two functions.
 
 Both tell `on_stage` the name of each stage when it has ended: "encoder", "adapter", "alignment", "student", "teacher",
-in validation "logits" too, and in training "student, backward" once the gradient has come back to the virtual tokens.
+then in validation "logits", in training "distance", and "student, backward" once the gradient has come back to the
+virtual tokens.
 """
 
 from collections.abc import Callable
@@ -15,11 +16,14 @@ from diva.data.batch import SpeechBatch
 from diva.models.build import embedding_matrix
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.training import metrics
+from diva.training.answers import Continuation
 from diva.training.frozen import FrozenParts
-from diva.training.losses import align_distances, distill_distances, last_virtual_tokens
+from diva.training.losses import Objective, align_distances, last_virtual_tokens
 
 OnStage = Callable[[str], None]
 MEASURES = ("alignment_accuracy", "first_token_agreement", "kl")
+# Where validation compares answers, too.
+ANSWER_MEASURES = ("answer_agreement", "answer_kl")
 
 
 def no_stage(name: str) -> None:
@@ -30,7 +34,7 @@ def no_stage(name: str) -> None:
 class LossSums:
     """Sums over a micro-batch in float32: the denominators are those of the global batch."""
 
-    distill: Tensor  # scalar, of the distances of last hidden states, over clips
+    distill: Tensor  # scalar, of the distances of student and teacher, over the positions that count
     align: Tensor  # scalar, of the distances of virtual tokens to token embeddings, over transcript tokens
 
 
@@ -38,23 +42,35 @@ def loss_sums(
     model: DivaForConditionalGeneration,
     frozen: FrozenParts,
     batch: SpeechBatch,
+    objective: Objective,
     *,
-    aligns: bool,
     distills: bool,
+    after: Continuation | None = None,
     on_stage: OnStage = no_stage,
 ) -> LossSums:
-    """L_distill and L_align of a micro-batch before their division (see `diva.training.losses`); 0 where not asked."""
+    """L_distill and L_align of a micro-batch before their division (see `diva.training.losses`); 0 where not asked.
+
+    `after` is what its rows go on with; None: the suffix of the prompt, as in the paper.
+    """
     v = _virtual_tokens(model, frozen, batch, on_stage)
     if v.requires_grad and on_stage is not no_stage:
         v.register_hook(lambda gradient: on_stage("student, backward"))
     distill = align = v.new_zeros((), dtype=torch.float32)
-    if aligns:
+    if objective.aligns:
         align = align_distances(v, model.embed(batch.token_ids), batch.tokens)[0].sum()
         on_stage("alignment")
     if distills:
-        student, teacher = _states(model, frozen, batch, v, on_stage)
-        distill = distill_distances(student, teacher).masked_fill(~batch.valid, 0.0).sum()
+        student, teacher = _states(model, frozen, batch, v, after, on_stage)
+        distances = objective.distances(student, teacher, model.logits)
+        weights = position_weights(batch, after, objective)
+        distill = (distances.masked_fill(weights == 0, 0.0) * weights).sum()
+        on_stage("distance")
     return LossSums(distill, align)
+
+
+def position_weights(batch: SpeechBatch, after: Continuation | None, objective: Objective) -> Tensor:
+    """How much each position of a batch counts in L_distill, [B] or [B, P]; their sum is its denominator."""
+    return batch.valid.float() if after is None else after.weights(batch.valid, objective.end_weight)
 
 
 @torch.no_grad()
@@ -63,30 +79,34 @@ def measure_sums(
     frozen: FrozenParts,
     batch: SpeechBatch,
     *,
+    after: Continuation | None = None,
     static_shapes: bool = False,
     on_stage: OnStage = no_stage,
 ) -> dict[str, Tensor]:
     """For each of MEASURES its sum over a batch and over how many clips or tokens that is, [2] in float32.
 
-    With `static_shapes` no shape depends on the data: on XLA each would be compiled anew.
+    With `after`, what its rows go on with, for each of ANSWER_MEASURES too. With `static_shapes` no shape depends on
+    the data: on XLA each would be compiled anew.
     """
     v = _virtual_tokens(model, frozen, batch, on_stage)
     aligned = _aligned_tokens(model, v, batch, static_shapes)
     on_stage("alignment")
-    states = _states(model, frozen, batch, v, on_stage)
-    student, teacher = map(model.logits, states)
-    values = (
-        aligned,
-        (metrics.first_token_agreement(student, teacher), batch.valid),
-        (metrics.kl_divergence(student, teacher), batch.valid),
-    )
+    states = _states(model, frozen, batch, v, after, on_stage)
+    agreement, kl = metrics.next_token_measures(*states, model.logits)
+    values = {MEASURES[0]: aligned}
+    if after is None:
+        values |= {MEASURES[1]: (agreement, batch.valid), MEASURES[2]: (kl, batch.valid)}
+    else:
+        valid = after.weights(batch.valid) > 0
+        values |= {MEASURES[1]: (agreement[:, 0], batch.valid), MEASURES[2]: (kl[:, 0], batch.valid)}
+        values |= {ANSWER_MEASURES[0]: (agreement, valid), ANSWER_MEASURES[1]: (kl, valid)}
     # Masked, not chosen, for the same reason.
-    sums = [
-        torch.stack([value.float().masked_fill(~valid, 0.0).sum(), valid.float().sum()])
-        for value, valid in values
-    ]
+    sums = {
+        name: torch.stack([value.float().masked_fill(~valid, 0.0).sum(), valid.float().sum()])
+        for name, (value, valid) in values.items()
+    }
     on_stage("logits")
-    return dict(zip(MEASURES, sums, strict=True))
+    return sums
 
 
 def _virtual_tokens(
@@ -101,12 +121,18 @@ def _virtual_tokens(
 
 
 def _states(
-    model: DivaForConditionalGeneration, frozen: FrozenParts, batch: SpeechBatch, v: Tensor, on_stage: OnStage
+    model: DivaForConditionalGeneration,
+    frozen: FrozenParts,
+    batch: SpeechBatch,
+    v: Tensor,
+    after: Continuation | None,
+    on_stage: OnStage,
 ) -> tuple[Tensor, Tensor]:
-    """h_student and h_teacher [B, D]."""
-    student = model.student_states(v, batch.samples, batch.padded_samples)
+    """h_student and h_teacher [B, D], or [B, P, D] where the rows go on."""
+    where = (None, None) if after is None else (after.ids, after.at)
+    student = model.student_states(v, batch.samples, batch.padded_samples, *where)
     on_stage("student")
-    teacher = frozen.teacher_states(batch)
+    teacher = frozen.teacher_states(batch, after)
     on_stage("teacher")
     return student, teacher
 

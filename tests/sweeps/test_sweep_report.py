@@ -7,6 +7,7 @@ import pytest
 
 from diva.errors import UserError
 from diva.sweeps.folder import Outcome, SweepRun, find_runs, write_outcome
+from diva.sweeps.picture import picture
 from diva.sweeps.report import report
 from diva.sweeps.table import gather, markdown
 
@@ -51,6 +52,22 @@ def test_every_number_of_varied_keys_has_a_picture(tmp_path, keys):
     write_run(tmp_path / "4", ["seed=10"], outcome=Outcome("failed", "MemoryError"))
     _, picture = report(tmp_path, tmp_path)
     assert picture.stat().st_size > 10_000
+
+
+def test_legends_of_a_sweeps_picture_stand_beside_its_panels(tmp_path):
+    for number, (lr, objective) in enumerate([("0.1", "diva"), ("0.1", "curriculum"), ("0.2", "diva")]):
+        given = [f"optimizer.lr={lr}", f"objective={objective}"]
+        write_run(tmp_path / str(number), given, 0.1 * (number + 1))
+    write_run(tmp_path / "3", ["optimizer.lr=0.2", "objective=curriculum"], outcome=Outcome("pruned", "bad"))
+    figure = picture(gather(find_runs(tmp_path)))
+    varied, loss, measure = (axes for axes in figure.axes if axes.lines)
+    assert [axes.get_yscale() for axes in (varied, loss, measure)] == ["linear", "linear", "log"]
+    assert not any(axes.get_legend() for axes in (varied, loss, measure))
+    texts = [[t.get_text() for t in of.get_legend().get_texts()] for of in figure.axes if of.get_legend()]
+    assert texts == [
+        ["diva", "curriculum"],
+        ["0.1 diva", "0.1 curriculum", "0.2 diva", "0.2 curriculum", "finished", "pruned"],
+    ]
 
 
 def test_a_sweep_of_which_nothing_has_finished(tmp_path):

@@ -16,6 +16,7 @@ from diva.models.build import build, load_tokenizer
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.training.frozen import FrameTable, FrozenParts, Precompute, TeacherTable
+from diva.training.transcripts import Transcripts
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_an_empty_row_has_one_frame(model, manifest):
 
 
 def test_teacher_states_are_those_of_the_teacher(model, manifest):
-    table = TeacherTable.build(model, manifest, model.processor.tokenizer)
+    table = TeacherTable.build(model, Transcripts.of(manifest, model.processor.tokenizer))
     clips = [3, 0, 4]
     for clip, state in zip(clips, table(batch_of(manifest, clips)), strict=True):
         ids = torch.tensor(
@@ -86,7 +87,7 @@ def test_teacher_states_are_those_of_the_teacher(model, manifest):
 def test_tables_are_looked_up_by_clip_id_in_any_order_of_the_manifest(model, manifest):
     frames, teacher = (
         FrameTable.build(model, manifest),
-        TeacherTable.build(model, manifest, model.processor.tokenizer),
+        TeacherTable.build(model, Transcripts.of(manifest, model.processor.tokenizer)),
     )
     turned = manifest.select([4, 3, 2, 1, 0])
     batch = batch_of(turned, [0, 3])

@@ -48,6 +48,6 @@ def test_kl_divergence_by_hand():
     assert metrics.kl_divergence(student, student).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_first_token_agreement():
+def test_next_token_agreement():
     a, b = torch.tensor([[0.0, 2.0], [3.0, 1.0]]), torch.tensor([[0.5, 0.6], [0.0, 1.0]])
-    assert metrics.first_token_agreement(a, b).tolist() == [True, False]
+    assert metrics.next_token_agreement(a, b).tolist() == [True, False]

@@ -21,8 +21,10 @@ from diva.planning.calibration import stage_seconds
 from diva.planning.counting import Batch, Work, count_bytes, count_flops
 from diva.training import step
 from diva.training.frozen import FrozenParts
+from diva.training.losses import Objective
 
-STAGES = ["encoder", "adapter", "alignment", "student", "teacher", "student, backward"]
+FORWARD = ["encoder", "adapter", "alignment", "student", "teacher"]
+STAGES = [*FORWARD, "distance", "student, backward"]
 
 
 @pytest.fixture
@@ -51,20 +53,20 @@ def batch() -> SpeechBatch:
 
 def test_stages_are_reported_in_their_order(model, batch):
     seen: list[str] = []
-    sums = step.loss_sums(model, FrozenParts(model), batch, aligns=True, distills=True, on_stage=seen.append)
+    sums = step.loss_sums(model, FrozenParts(model), batch, Objective(), distills=True, on_stage=seen.append)
     assert seen == STAGES[:-1]
     (sums.distill + sums.align).backward()
     assert seen == STAGES
     seen.clear()
     step.measure_sums(model, FrozenParts(model), batch, on_stage=seen.append)
-    assert seen == [*STAGES[:-1], "logits"]
+    assert seen == [*FORWARD, "logits"]
 
 
 def test_a_step_computes_only_what_the_objective_asks_for(model, batch):
     frozen = FrozenParts(model)
-    both = step.loss_sums(model, frozen, batch, aligns=True, distills=True)
-    aligned = step.loss_sums(model, frozen, batch, aligns=True, distills=False)
-    distilled = step.loss_sums(model, frozen, batch, aligns=False, distills=True)
+    both = step.loss_sums(model, frozen, batch, Objective(), distills=True)
+    aligned = step.loss_sums(model, frozen, batch, Objective(), distills=False)
+    distilled = step.loss_sums(model, frozen, batch, Objective(align_weight=0.0), distills=True)
     assert (float(aligned.distill), float(distilled.align)) == (0.0, 0.0)
     assert torch.equal(aligned.align, both.align)
     assert torch.equal(distilled.distill, both.distill)
@@ -96,7 +98,7 @@ def users(tiny_run, config, model, batch, tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("function", ["align_distances", "distill_distances"])
+@pytest.mark.parametrize("function", ["align_distances", "position_weights"])
 def test_a_broken_step_breaks_all_who_run_it(users, function, monkeypatch):
     for run in users.values():
         run()

@@ -152,11 +152,12 @@ def test_tables_are_kept_of_what_is_seen_often_enough(tiny_run, tmp_path):
 
 def test_nothing_is_cached_that_was_not_asked_for():
     nothing = Precompute(teacher_states=False)
-    assert not nothing.caches_teacher(1, 100)
+    assert not nothing.caches_teacher(1, 100, 1)
     assert not nothing.caches_frames(1, 100, 1.0, "bucket", decoded=True)
     everything = Precompute(encoder_frames_gb=3.0)
-    assert everything.caches_teacher(100, 100)
-    assert not everything.caches_teacher(100, 99)
+    assert everything.caches_teacher(100, 100, 1e9)
+    assert not everything.caches_teacher(100, 100, 17e9)
+    assert not everything.caches_teacher(100, 99, 1e9)
     assert everything.caches_frames(100, 100, 3e9, "bucket", decoded=True)
     for but in ((100, 99, 3e9, "bucket", True), (100, 100, 3.1e9, "bucket", True), (100, 100, 3e9, "full", True),
                 (100, 100, 3e9, "bucket", False)):  # fmt: skip

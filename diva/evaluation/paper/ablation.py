@@ -14,10 +14,11 @@ from diva.errors import UserError
 from diva.evaluation.intervals import Interval
 from diva.evaluation.paper.comparison import Authors
 from diva.evaluation.paper.seeds import Runs, difference
-from diva.evaluation.reporting.bars import Bar, Panel
+from diva.evaluation.reporting.bars import Bar, Group, Panel
 from diva.evaluation.reporting.tables import ROWS, Result, Table, brackets, check_comparable
 from diva.evaluation.results import RESULTS
 from diva.markdown import spread
+from diva.plots.style import named
 
 TRAINING = "train_summary.json"
 _BESIDE = {"teacher": ROWS["ceiling"], "cascade": ROWS["cascade"]}
@@ -31,7 +32,8 @@ _TRAINING = {
     "seconds": "training, minutes",
 }
 _ORDERED = "val/first_token_agreement"
-_DRAWN = (_ORDERED, "val/kl")
+_VALIDATED = ("val", "val_unseen_voice")
+_DRAWN = ("first_token_agreement", "kl")
 
 
 @dataclass(frozen=True)
@@ -154,18 +156,14 @@ class Ablation:
         )
 
     def _panels(self, runs: Sequence[Runs], unseen: np.ndarray) -> list[Panel]:
-        title = f"ours, {self.metric}"
-        parts = [("seen voices", ~unseen), ("unseen voice", unseen)]
-        panels = [Panel(title, [_bar(run) for run in runs])]
-        panels += [Panel(f"{title}, {n}", [_bar(r.among(of)) for r in runs]) for n, of in parts if of.any()]
-        for key in _DRAWN:
-            values = [(run.label, _trained(run, key)) for run in runs]
-            bars = [
-                Bar(label, float(np.mean(of)), None, points=tuple(of) if len(of) > 1 else ())
-                for label, of in values
-                if of
-            ]
-            panels += [Panel(f"ours, {_TRAINING[key]}, dev sentences", bars)] if bars else []
+        everything = np.ones_like(unseen)
+        parts = [("all voices", everything), ("seen voices", ~unseen), ("unseen voice", unseen)]
+        groups = [Group(name, [_bar(run.among(of)) for run in runs]) for name, of in parts if of.any()]
+        panels = [Panel(f"Ours: {named(self.metric)}", groups)]
+        for measure in _DRAWN:
+            groups = [Group(named(of), _trained_bars(runs, f"{of}/{measure}")) for of in _VALIDATED]
+            groups = [group for group in groups if group.bars]
+            panels += [Panel(f"Ours: {named(measure)}", groups)] if groups else []
         return panels
 
 
@@ -273,4 +271,15 @@ def _chain(order: Sequence[str], values: Mapping[str, float]) -> str:
 
 
 def _bar(run: Runs) -> Bar:
-    return Bar(run.label, run.mean, run.interval, points=tuple(run.each_seed) if len(run.seeds) > 1 else ())
+    points = tuple(run.each_seed) if len(run.seeds) > 1 else ()
+    return Bar(named(run.label), run.mean, run.interval, not run.seeds, points)
+
+
+def _trained_bars(runs: Sequence[Runs], key: str) -> list[Bar]:
+    """What training measured: the mean over seeds, and each seed as a point."""
+    pairs = [(run.label, _trained(run, key)) for run in runs]
+    return [
+        Bar(named(label), float(np.mean(of)), None, points=tuple(of) if len(of) > 1 else ())
+        for label, of in pairs
+        if of
+    ]

@@ -8,8 +8,9 @@ from typing import Any
 
 from diva.errors import UserError
 from diva.evaluation.intervals import Interval, wilson
-from diva.evaluation.reporting.bars import Bar, Panel
-from diva.evaluation.reporting.tables import Result, Table
+from diva.evaluation.reporting.bars import Bar, Group, Panel
+from diva.evaluation.reporting.tables import ROWS, Result, Table
+from diva.plots.style import named
 
 _SIDES = {"authors": "authors", "ours": "ours", "given": "by definition"}
 
@@ -69,6 +70,12 @@ class Row:
     label: str
     side: str  # authors, ours or given
     figures: Mapping[tuple[str, str], Cell] = field(default_factory=dict)  # by (task, metric)
+    role: str = "system"  # system, ceiling or cascade
+
+    @property
+    def reference(self) -> bool:
+        """Whether it is no system under test."""
+        return self.side == "given" or self.role in ROWS
 
 
 @dataclass(frozen=True)
@@ -117,11 +124,16 @@ def _figure(record: Mapping[str, Any]) -> Cell:
 
 
 def our_rows(results: Iterable[Result]) -> list[Row]:
-    """A row a system over all its tasks. Raises UserError where a system has two results of one task."""
+    """A row a system over all its tasks, the ceiling first, the cascade last.
+
+    Raises UserError where a system has two results of one task.
+    """
     rows: dict[str, dict[tuple[str, str], Cell]] = {}
+    roles: dict[str, str] = {}
     for result in results:
         values = result.values
         of = rows.setdefault(values["system"], {})
+        roles[values["system"]] = values["role"]
         if any(task == values["task"] for task, _ in of):
             raise UserError(
                 f"there are two results of {values['system']} on {values['task']}: remove one, or evaluate it"
@@ -138,7 +150,9 @@ def our_rows(results: Iterable[Result]) -> list[Row]:
                     found["errors"],
                     missing,
                 )
-    return [Row(name, "ours", figures) for name, figures in sorted(rows.items())]
+    order = ("ceiling", "system", "cascade")
+    names = sorted(rows, key=lambda name: (order.index(roles[name]), name))
+    return [Row(name, "ours", rows[name], roles[name]) for name in names]
 
 
 def constant_rows(constants: Mapping[str, Mapping[str, float]]) -> list[Row]:
@@ -194,15 +208,30 @@ def shown(value: float, metric: str) -> str:
 
 
 def panels(part: Part, rows: Sequence[Row]) -> list[Panel]:
-    """A panel of bars a column that has any figure."""
+    """A panel a metric that has any figure: a group of bars a column, a bar a system."""
+    labels = _bar_labels(rows)
     found = []
-    for column in part.columns:
-        pairs = [(row, figure) for row in rows if (figure := column.of(row.figures)) is not None]
-        bars = [Bar(_bar_label(row), figure.value, figure.interval, row.side) for row, figure in pairs]
-        if bars:
-            found.append(Panel(f"{column.title}, {column.metric}", bars))
+    for metric in dict.fromkeys(column.metric for column in part.columns):
+        groups = []
+        for column in part.columns:
+            pairs = [(row, column.of(row.figures)) for row in rows if column.metric == metric]
+            bars = [
+                Bar(labels[row.label], figure.value, figure.interval, row.reference)
+                for row, figure in pairs
+                if figure is not None
+            ]
+            groups += [Group(column.title, bars)] if bars else []
+        if groups:
+            found.append(Panel(f"{part.title}: {named(metric)}", groups))
     return found
 
 
-def _bar_label(row: Row) -> str:
-    return f"{row.label} (ours)" if row.side == "ours" else row.label
+def _bar_labels(rows: Sequence[Row]) -> dict[str, str]:
+    """Row label -> what the legend calls it: a ceiling or a cascade by its role where it is the only one."""
+    roles = [row.role for row in rows]
+    return {
+        row.label: ROWS[row.role]
+        if row.role in ROWS and roles.count(row.role) == 1
+        else named(row.label) + (" (ours)" if row.side == "ours" else "")
+        for row in rows
+    }

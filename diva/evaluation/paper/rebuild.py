@@ -18,7 +18,7 @@ from diva.command import exit_codes
 from diva.errors import UserError
 from diva.evaluation.paper.ablation import Ablation, Outcome
 from diva.evaluation.paper.comparison import Authors, Column, Part, constant_rows, our_rows, panels, table
-from diva.evaluation.reporting.bars import draw
+from diva.evaluation.reporting.bars import Panel, draw
 from diva.evaluation.reporting.tables import Result, tables
 from diva.evaluation.results import RESULTS
 
@@ -62,14 +62,14 @@ def rebuild(folder: Path) -> list[Path]:
         raise UserError(f"{folder} holds no folder with an {EXPERIMENT}")
     authors = Authors.read(folder / AUTHORS)
     for file in files:
-        text, picture = outcome(Experiment.read(file), authors, file.parent / "results")
+        text, drawn = outcome(Experiment.read(file), authors, file.parent / "results")
         (file.parent / TABLE).write_text(text, encoding="utf-8")
-        (file.parent / PICTURE).write_bytes(picture)
+        (file.parent / PICTURE).write_bytes(draw(drawn))
     return [file.parent for file in files]
 
 
-def outcome(experiment: Experiment, authors: Authors, results: Path) -> tuple[str, bytes]:
-    """The text of table.md and the bytes of figure.png. `results` is a folder that may be missing."""
+def outcome(experiment: Experiment, authors: Authors, results: Path) -> tuple[str, list[Panel]]:
+    """The text of table.md and the panels of figure.png. `results` is a folder that may be missing."""
     rows = authors.rows(experiment.systems) + constant_rows(experiment.constants)
     if experiment.ablation is None:
         folders = sorted(file.parent for file in results.rglob(RESULTS))
@@ -83,7 +83,7 @@ def outcome(experiment: Experiment, authors: Authors, results: Path) -> tuple[st
     lines += [*ours.lines, ""] if ours.lines else []
     lines += ["## What the figures rest on", "", *(f"- {note}" for note in (authors.note, *experiment.notes))]
     drawn = [panel for part in experiment.parts for panel in panels(part, rows)]
-    return "\n".join(lines) + "\n", draw([*drawn, *ours.panels])
+    return "\n".join(lines) + "\n", [*drawn, *ours.panels]
 
 
 @exit_codes

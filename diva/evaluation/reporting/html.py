@@ -17,10 +17,11 @@ from jinja2 import Environment
 from diva.audio.frames import SAMPLE_RATE
 from diva.errors import AudioFault
 from diva.evaluation.metrics import Metric, Unavailable, mean
-from diva.evaluation.reporting.bars import Bar, Panel, draw
+from diva.evaluation.reporting.bars import Bar, Group, Panel, draw
 from diva.evaluation.reporting.html_template import TEMPLATE
-from diva.evaluation.reporting.tables import Result, common_metric, groups_table, notes, systems_table
+from diva.evaluation.reporting.tables import ROWS, Result, common_metric, groups_table, notes, systems_table
 from diva.evaluation.task import Task
+from diva.plots.style import named
 
 REPORT = "report.html"
 SAMPLES_SHOWN = 24
@@ -142,22 +143,18 @@ def mp3(waveform: np.ndarray) -> str:
 
 
 def _panels(results: Sequence[Result]) -> list[Panel]:
-    """The figure of every system, over all samples and in each group, by the metric of the tables."""
+    """The metric of the tables: every system over all samples, and in each group of them."""
     metric = common_metric(results)
-    panels = [Panel(metric, _bars(results, [result.figure(metric) or {} for result in results]))]
+    groups = [Group("all samples", _bars(results, [result.figure(metric) or {} for result in results]))]
     of_groups = [result.groups(metric) for result in results]
     for group in sorted({group for of in of_groups for group in of}):
-        panels.append(Panel(f"{metric}, {group}", _bars(results, [of.get(group, {}) for of in of_groups])))
-    return panels
+        groups.append(Group(group, _bars(results, [of.get(group, {}) for of in of_groups])))
+    return [Panel(named(metric), groups)]
 
 
 def _bars(results: Sequence[Result], figures: Sequence[Mapping]) -> list[Bar]:
     return [
-        Bar(result.label, of["value"], of["wilson"] or of["interval"], _side(result))
+        Bar(named(result.label), of["value"], of["wilson"] or of["interval"], result.values["role"] in ROWS)
         for result, of in zip(results, figures, strict=True)
         if of.get("value") is not None
     ]
-
-
-def _side(result: Result) -> str:
-    return "ours" if result.values["role"] == "system" else "authors"

@@ -14,7 +14,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto; p
 table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid #8885; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; background: white; }
+img { width: 50rem; max-width: 100%; }
 article { border: 1px solid #8885; border-radius: .5rem; padding: .7rem 1rem; margin: 1rem 0; }
 article h3 { margin: 0; font-size: 1.05rem; }
 article table { width: 100%; margin: .5rem 0 0; display: table; }

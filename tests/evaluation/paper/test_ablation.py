@@ -187,14 +187,17 @@ def test_what_is_not_run_is_said(tmp_path):
 def test_panels_show_each_seed(tmp_path):
     replication(tmp_path, {"both": 0.8, "one": 0.5, "mlp": 0.1})
     panels = ABLATION.outcome(tmp_path, AUTHORS).panels
-    assert [panel.title.split(", ")[-1] for panel in panels] == [
-        "contains_answer", "seen voices", "unseen voice", "dev sentences", "dev sentences",
-    ]  # fmt: skip
-    first = panels[0].bars[0]
+    assert [(panel.title, [group.label for group in panel.groups]) for panel in panels] == [
+        ("Ours: share of right answers", ["all voices", "seen voices", "unseen voice"]),
+        ("Ours: first-token agreement with the text teacher", ["held-out sentences"]),
+        ("Ours: KL to the text teacher, nats", ["held-out sentences"]),
+    ]
+    first = panels[0].groups[0].bars[0]
     assert first.points == tuple(pytest.approx(np.mean(chance(0.8, k))) for k in (1, 2))
     assert first.interval[0] < first.value < first.interval[1]
-    assert [bar.value for bar in panels[3].bars] == pytest.approx([0.815, 0.515, 0.115])
-    assert panels[3].bars[0].points == pytest.approx((0.81, 0.82))
+    agreement = panels[1].groups[0].bars
+    assert [bar.value for bar in agreement] == pytest.approx([0.815, 0.515, 0.115])
+    assert agreement[0].points == pytest.approx((0.81, 0.82))
 
 
 # ---- results that do not belong together

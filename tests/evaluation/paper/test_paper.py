@@ -22,8 +22,8 @@ from diva.evaluation.paper.comparison import (
     panels,
     table,
 )
-from diva.evaluation.paper.rebuild import Experiment, rebuild
-from diva.evaluation.reporting.bars import Bar, Panel, draw
+from diva.evaluation.paper.rebuild import Experiment, outcome, rebuild
+from diva.evaluation.reporting.bars import Bar, Group, Panel, draw
 from diva.evaluation.reporting.tables import Result
 from tests.command_line import run
 
@@ -76,9 +76,27 @@ def test_rebuilding_gives_the_same_bytes(rebuilt, monkeypatch):
 
 
 def test_a_picture_names_no_program_and_no_date():
-    png = draw([Panel("a", [Bar("x", 0.5, (0.4, 0.6))])])
+    png = draw([Panel("a", [Group("b", [Bar("x", 0.5, (0.4, 0.6))])])])
     assert b"tEXt" not in png
     assert b"tIME" not in png
+
+
+def test_figure_2_is_a_panel_of_benchmarks_a_panel_of_accents_and_ours(authors):
+    folder = EXPERIMENTS / "fig2_qa"
+    _, found = outcome(Experiment.read(folder / "experiment.yaml"), authors, folder / "results")
+    assert [len(panel.groups) for panel in found] == [2, 10, 1]
+    assert {len(group.bars) for panel in found[:2] for group in panel.groups} == {7}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pictures_say_what_a_reader_knows(name, authors):
+    folder = EXPERIMENTS / name
+    _, found = outcome(Experiment.read(folder / "experiment.yaml"), authors, folder / "results")
+    shown = [
+        text for panel in found for text in (panel.title, *panel.systems, *(g.label for g in panel.groups))
+    ]
+    assert shown
+    assert not [text for text in shown if "_" in text]
 
 
 # ---- the authors' side
@@ -145,13 +163,39 @@ def test_table_has_our_rows_beside_the_authors(tmp_path, authors):
         "| always right | by definition |  | 1.000 |",
         "| mini | ours | 0.667 [0.208, 0.939], 1 failed | 0.600 [0.231, 0.882] |",
     ]
-    first, second = panels(COLUMNS, [*rule, *ours])
-    assert [(bar.label, bar.side) for bar in second.bars] == [
-        ("always right", "given"),
-        ("mini (ours)", "ours"),
+    (panel,) = panels(COLUMNS, [*rule, *ours])
+    first, second = panel.groups
+    assert (panel.title, first.label, second.label) == ("p: share of right answers", "T", "U")
+    assert [(bar.system, bar.reference) for bar in second.bars] == [
+        ("always right", True),
+        ("mini DiVA (ours)", False),
     ]
     assert [bar.value for bar in first.bars] == [pytest.approx(2 / 3)]
     assert second.bars[1].interval == (pytest.approx(0.2307, abs=1e-4), pytest.approx(0.8824, abs=1e-4))
+
+
+def test_a_ceiling_and_a_cascade_are_named_by_what_they_are(tmp_path):
+    for role in ("cascade", "system", "ceiling"):
+        write_result(tmp_path / role, [True, False], task="t", system=f"{role} of x", role=role)
+    rows = our_rows(Result.read(tmp_path / role) for role in ("cascade", "system", "ceiling"))
+    (panel,) = panels(COLUMNS, rows)
+    assert [(bar.system, bar.reference) for bar in panel.groups[0].bars] == [
+        ("text LLM, true transcript (ceiling)", True),
+        ("system of x (ours)", False),
+        ("Whisper, then the LLM (cascade)", True),
+    ]
+    (panel,) = panels(COLUMNS, [*rows, Row("another", "ours", rows[0].figures, "ceiling")])
+    assert panel.groups[0].bars[0].system == "ceiling of x (ours)"  # there are two
+
+
+def test_a_panel_has_one_metric_and_a_group_a_column():
+    part = Part("p", [Column("A", "a", "accuracy"), Column("A", "a", "f1_yes"), Column("B", "b", "accuracy")])
+    row = Row("x", "authors", {(task, m): Cell(0.5) for task in "ab" for m in ("accuracy", "f1_yes")})
+    found = panels(part, [row])
+    assert [(panel.title, [group.label for group in panel.groups]) for panel in found] == [
+        ("p: accuracy", ["A", "B"]),
+        ("p: F1 of “Yes”", ["A"]),
+    ]
 
 
 def test_clips_that_nobody_was_asked_about_are_said(tmp_path):

@@ -23,14 +23,14 @@ from pathlib import Path
 
 import soundfile
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from diva.command import exit_codes
 from diva.data.corpora.common_voice import CommonVoice
 from diva.data.corpora.spoken.sentences import Sentence, sentences
 from diva.data.manifest import Manifest
 from diva.errors import UserError
+from diva.files import written_whole
+from diva.progress import progress_bar
 
 RELEASE = "cv-corpus-spoken-mini"
 LOCALE = "en"
@@ -172,7 +172,7 @@ class SpokenMini:
                     self._marker.unlink(missing_ok=True)
                     _speak_all(self._clips, self._folder / "clips")
                     _write_tables(self._splits, self._clips, self._folder)
-                    _write_atomically(self._marker, self._identity)
+                    _write(self._marker, self._identity)
         except OSError as error:
             raise UserError(
                 f"cannot write the spoken corpus to {self.release}: {error.strerror}; make room, or choose another"
@@ -216,12 +216,8 @@ def _speak_all(clips: Sequence[Clip], folder: Path) -> None:
             "data=spoken_mini needs flite to speak, and it is not installed: apt-get install flite"
             " (on a Mac: brew install flite)"
         )
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     # Threads, because the work is done in flite and in the encoder, both outside of the interpreter's lock.
-    with (
-        Progress(*columns, console=Console(stderr=True)) as progress,
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):
+    with progress_bar() as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
         bar = progress.add_task("speaking", total=len(clips), completed=len(clips) - len(missing))
         try:
             for future in as_completed([pool.submit(_speak, clip, folder) for clip in missing]):
@@ -242,17 +238,16 @@ def _speak(clip: Clip, folder: Path) -> None:
     mp3 = io.BytesIO()
     soundfile.write(mp3, samples, rate, format="MP3")
     # Only a whole file gets the name, so what is there after an interruption need not be spoken again.
-    unfinished = folder / f"{clip.file}.part"
-    unfinished.write_bytes(mp3.getvalue())
-    unfinished.replace(folder / clip.file)
+    with written_whole(folder / clip.file) as file:
+        file.write_bytes(mp3.getvalue())
 
 
 def _write_tables(splits: dict[str, list[Clip]], clips: Sequence[Clip], folder: Path) -> None:
     for split, of_split in (splits | {"validated": list(clips)}).items():
         rows = [COLUMNS, *(list(clip.row().values()) for clip in of_split)]
-        _write_atomically(folder / f"{split}.tsv", "".join("\t".join(row) + "\n" for row in rows))
+        _write(folder / f"{split}.tsv", "".join("\t".join(row) + "\n" for row in rows))
     lines = [f"{clip.file}\t{_milliseconds(folder / 'clips' / clip.file)}\n" for clip in clips]
-    _write_atomically(folder / "clip_durations.tsv", "clip\tduration[ms]\n" + "".join(lines))
+    _write(folder / "clip_durations.tsv", "clip\tduration[ms]\n" + "".join(lines))
 
 
 def _milliseconds(path: Path) -> int:
@@ -264,10 +259,9 @@ def _milliseconds(path: Path) -> int:
     return round(1000 * info.frames / info.samplerate)
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+def _write(path: Path, text: str) -> None:
+    with written_whole(path) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def _summary(corpus: SpokenMini) -> str:
