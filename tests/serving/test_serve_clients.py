@@ -15,7 +15,7 @@ from tiny import noise
 
 from diva.audio import foreign
 from diva.serving.listening import Listener, RequestLimits
-from diva.serving.protocol import ApiError
+from diva.serving.protocol import ApiError, parse
 
 pytestmark = [pytest.mark.integration, pytest.mark.faults]
 
@@ -273,3 +273,10 @@ def test_speech_of_a_browser_is_decoded_up_to_the_limit_only(model, monkeypatch)
     with pytest.raises(ApiError) as refused:
         Listener(model, "diva", RequestLimits(1.0, 512)).prepare(body(messages=user(spoken(long))), print)
     assert refused.value.body["error"]["code"] == "too_long"
+
+
+@pytest.mark.parametrize(("field", "value"), [("temprature", 0), ("tools", [{"type": "function"}])])
+def test_a_field_that_diva_does_not_have_is_named(field, value):
+    with pytest.raises(ApiError, match=field) as refused:
+        parse(body(**{field: value}))
+    assert (refused.value.status, refused.value.body["error"]["param"]) == (400, field)
