@@ -16,6 +16,9 @@ from diva.plots import style
 
 _LOSSES = ("train/align", "train/distill")
 _MEASURES = ("alignment_accuracy", "first_token_agreement", "kl")
+# Of runs whose validation compares answers.
+_ANSWER_MEASURES = ("answer_agreement", "answer_kl", "shared_tokens", "same_answer")
+_LOGARITHMIC, _COUNTS = ("kl", "answer_kl"), ("shared_tokens",)
 _COLUMNS, _INCHES_PER_ROW = 3, 2.2
 
 
@@ -47,7 +50,8 @@ def curves(table: pa.Table) -> Figure:
     """A panel a loss and a panel a measure of validation, over optimizer steps; the legend in a place of its own."""
     sets = validation_sets(table.column_names)
     losses = [column for column in _LOSSES if series(table, column)[0]]
-    measures = [name for name in _MEASURES if any(f"{of}/{name}" in table.column_names for of in sets)]
+    every = _MEASURES + _ANSWER_MEASURES
+    measures = [name for name in every if any(f"{of}/{name}" in table.column_names for of in sets)]
     steps = max(table["step"].to_pylist(), default=0) + 1
     rows = -(-(len(losses) + len(measures) + 1) // _COLUMNS)
     figure = Figure(figsize=(style.WIDTH, _INCHES_PER_ROW * rows))
@@ -76,8 +80,10 @@ def _validation(axes: Axes, table: pa.Table, name: str, sets: list[str]) -> None
     for of, color, line in zip(sets, style.COLOURS[::3], style.LINES, strict=False):
         steps, values = series(table, f"{of}/{name}")
         axes.plot(steps, values, line, color=color, marker=style.marker(steps), label=style.named(of))
-    if name == "kl":
+    if name in _LOGARITHMIC:
         style.logarithmic(axes)
+    elif name in _COUNTS:
+        axes.set_ylim(bottom=0)
     else:
         axes.set_ylim(0, 1)
 
@@ -113,7 +119,8 @@ def series(table: pa.Table, column: str) -> tuple[list[int], list[float]]:
 def results(summary: dict[str, Any]) -> str:
     """The final metrics of a run, how many clips they were measured on and how long it took, as markdown."""
     names = validation_sets(summary)
-    rows = [[style.named(key), *(f"{summary[f'{name}/{key}']:.3f}" for name in names)] for key in _MEASURES]
+    there = [key for key in _MEASURES + _ANSWER_MEASURES if f"{names[0]}/{key}" in summary]
+    rows = [[style.named(key), *(f"{summary[f'{name}/{key}']:.3f}" for name in names)] for key in there]
     rows.append(["clips", *(f"{summary['clips_in_corpus'][name]:,}" for name in names)])
     corpus = summary.get("seconds_of_data", 0) / 60  # not in summaries of older runs
     of_them = f" ({corpus:.1f} of them for the corpus)" if corpus >= 0.1 else ""

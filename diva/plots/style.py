@@ -8,8 +8,9 @@ others: lines use no more than six.
 """
 
 import io
-from collections.abc import Sized
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 from cycler import cycler
@@ -27,7 +28,7 @@ LINES = ("-", "--", ":", "-.")
 _FEW = 40
 _INK, _FAINT = "#222222", "#dddddd"
 
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # it comes with matplotlib, so every machine has it
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -70,6 +71,10 @@ NAMES = {
     "alignment_accuracy": "alignment accuracy",
     "first_token_agreement": "first-token agreement with the text teacher",
     "kl": "KL to the text teacher, nats",
+    "answer_agreement": "next-token agreement over the answer",
+    "answer_kl": "KL over the answer, nats",
+    "shared_tokens": "tokens that both answers begin with",
+    "same_answer": "share of equal answers",
     # sets of clips
     "val": "held-out sentences",
     # metrics of tasks
@@ -99,9 +104,12 @@ def named(key: str) -> str:
     return NAMES.get(key) or key.removeprefix("val_").replace("_", " ")
 
 
-def applied() -> AbstractContextManager:
+@contextmanager
+def applied() -> Iterator[None]:
     """The style and nothing else, for a `with` or as a decorator: the user's own matplotlibrc has no part in it."""
-    return mpl.rc_context({**mpl.rcParamsDefault, **_STYLE})
+    settings: dict[Any, Any] = {**mpl.rcParamsDefault, **_STYLE}
+    with mpl.rc_context(settings):
+        yield
 
 
 def logarithmic(axes: Axes) -> None:

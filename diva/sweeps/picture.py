@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pyarrow.csv
 from matplotlib import colormaps
@@ -19,7 +20,7 @@ from diva.plots.curves import series
 from diva.sweeps.table import Group, Results
 
 _FIGURE = "val/kl"
-_LINES = {"finished": "-", "pruned": "--", "failed": ":", "unfinished": "-."}
+_LINES: dict[str, Any] = {"finished": "-", "pruned": "--", "failed": ":", "unfinished": "-."}
 _MOST_COLORS = 6  # of lines on white
 _MISSING = "lightgrey"
 _DECADES = 1.5  # a numeric key that spans more gets a logarithmic axis
@@ -34,7 +35,7 @@ def draw(results: Results, path: Path) -> None:
 def picture(results: Results) -> Figure:
     """KL by what was varied; under it, training loss and KL over steps; legends on the right."""
     figure = Figure(figsize=(style.WIDTH, 5.6))
-    places = [["varied", "varied", "legend"], ["loss", "measure", "runs"]]
+    places: list[Any] = [["varied", "varied", "legend"], ["loss", "measure", "runs"]]
     axes = figure.subplot_mosaic(places, width_ratios=(1.0, 1.0, 0.62))
     colors = _colors(results)
     if len(results.varied) > 2:

@@ -30,6 +30,11 @@ def check_settings(config: DictConfig) -> None:
             f"what the frozen parts say cannot be precomputed with this hardware ({reason}): set"
             " precompute.teacher_states=false precompute.encoder_frames_gb=0"
         )
+    if (on_tpu or sharded) and (config.objective.answer_tokens or config.answers.val_tokens):
+        raise UserError(
+            "the LLM cannot answer with this hardware before training begins: set objective.answer_tokens=0"
+            " answers.val_tokens=0, or take hardware=gpu_ddp, where each device holds the whole LLM"
+        )
     if not on_tpu:
         return
     if config.sample_responses:

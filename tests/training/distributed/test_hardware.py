@@ -286,6 +286,8 @@ def test_the_papers_recipe_with_tiny_parts(tiny_overrides, tiny_release, shared_
         (["hardware=tpu_v5e", "precompute.encoder_frames_gb=1"], "precompute.encoder_frames_gb=0"),
         (["hardware=tpu_v4_256", "sample_responses=1"], "sample_responses=0"),
         (["hardware=tpu_v4_256", "optimizer.algorithm.fused=true"], "optimizer.algorithm.fused=false"),
+        (["hardware=tpu_v4_256", "answers.val_tokens=4"], "answers.val_tokens=0"),
+        (["hardware=gpu_fsdp", "objective.answer_tokens=4"], "objective.answer_tokens=0"),
     ],
 )
 def test_contradictions_say_how_to_mend_them(given, mend):
