@@ -24,10 +24,11 @@ from diva.config.precision import autocast_dtype
 from diva.data.batch import SpeechBatch
 from diva.data.datamodule import SpeechDataModule
 from diva.data.decoded import build_once
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build
 from diva.models.configuration import DivaConfig, EncoderConfig
 from diva.models.encoder import Context
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import load_tokenizer
 from diva.models.pretrained import cache_dir
 from diva.run import make_data
 from diva.training.frozen import FrozenParts, Precompute, TeacherTable

@@ -36,7 +36,7 @@ from diva.data.corpora.common_voice import CommonVoice
 from diva.data.corpora.webdataset import WebDataset
 from diva.data.decoded import decode_once
 from diva.data.manifest import Manifest
-from diva.models.build import load_tokenizer
+from diva.models.parts import load_tokenizer
 
 LLM = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TEXT = "The house stood on a hill above the river, and nobody had lived in it for years."

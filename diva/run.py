@@ -15,9 +15,11 @@ from diva.command import quieten
 from diva.config import make
 from diva.data.datamodule import SpeechDataModule
 from diva.errors import UserError
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build
 from diva.models.configuration import AdapterConfig, DivaConfig
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import load_tokenizer
+from diva.models.start import read_start, start_from
 from diva.planning.memory import check_memory
 from diva.sweeps.folder import TRIAL
 from diva.training.callbacks import LastCheckpoint, RunProgress, Throughput
@@ -55,6 +57,7 @@ def train(config: DictConfig, folder: Path) -> float | None:
         callbacks += pruning(folder)
     trainer = make_trainer(config, folder, callbacks)
     model_config: DivaConfig = make(config.model)
+    start = None if config.resume else read_start(model_config)  # a resumed run has its own weights
     tokenizer = load_tokenizer(model_config.llm.name)
     data = make_data(config.data, tokenizer, model_config.adapter, folder)
     data.setup("fit")
@@ -62,6 +65,8 @@ def train(config: DictConfig, folder: Path) -> float | None:
     record.say(data.describe())
     check_memory(config, data.train, data.val.values())
     model = build(model_config, tokenizer)
+    if start is not None:
+        record.say(start_from(model, start))
     record.say_parameters(model)
     if config.objective.distill_weight > 0 and config.objective.distill_from_step >= config.max_steps:
         record.say(

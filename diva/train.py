@@ -83,7 +83,10 @@ def resume_arguments(arguments: list[str]) -> list[str]:
 
     check_resumable(run / "checkpoints" / "last.ckpt")
     given_anew = {argument.partition("=")[0].lstrip("+~") for argument in arguments}
-    stored = (with_current_key(str(override)) for override in OmegaConf.load(run / "overrides.yaml"))
+    stored = [with_current_key(str(override)) for override in OmegaConf.load(run / "overrides.yaml")]
+    # A sweep gives its runs what it gave them before.
+    if any(a.startswith("model.start_from=") and a not in stored for a in arguments):
+        raise UserError(f"resume={folder} goes on with the run's own weights: leave out model.start_from")
     kept = [override for override in stored if override.partition("=")[0].lstrip("+~") not in given_anew]
     return [*kept, *arguments, into]
 

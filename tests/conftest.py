@@ -7,8 +7,9 @@ import pytest
 import torch
 from tiny import make_llm, make_tokenizer, make_whisper, write_release
 
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
+from diva.models.parts import load_tokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

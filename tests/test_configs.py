@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from diva.config import CONFIG_DIR, check_overrides
 from diva.errors import UserError
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build
+from diva.models.parts import load_tokenizer
 from diva.run import make_data, make_module
 
 GROUPS = ("data", "model", "objective", "optimizer", "hardware", "logger", "experiment")

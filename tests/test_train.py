@@ -46,6 +46,34 @@ def undisturbed(arguments: list[str], shared_cache: Path, tmp_path_factory: pyte
     return folder
 
 
+def test_a_run_starts_from_anothers_adapter_and_resumes_without_it(
+    undisturbed: Path, arguments: list[str], shared_cache: Path, tmp_path: Path
+):
+    source, folder = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(undisturbed / "export", source)
+    given = [
+        *arguments,
+        "optimizer.lr=0",
+        "max_steps=1",
+        f"model.start_from={source}",
+        f"hydra.run.dir={folder}",
+    ]
+    done = run("diva.train", *given, cache=shared_cache, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"the adapter starts from {source}\n" in done.stderr.replace("\n ", " ")
+    assert f"start_from: {source}" in (folder / "config.yaml").read_text()
+    expected = load_file(source / "model.safetensors")
+    shutil.rmtree(source)
+    again = [f"resume={folder}", f"model.start_from={source}", "max_steps=2"]  # as a sweep does it
+    done = run("diva.train", *again, cache=shared_cache, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "the adapter starts from" not in done.stderr
+    found = load_file(folder / "export" / "model.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    done = run("diva.train", f"resume={folder}", "model.start_from=x", cache=shared_cache, cwd=tmp_path)
+    assert (done.returncode, "leave out model.start_from" in done.stderr) == (2, True)
+
+
 def test_a_run_leaves_what_it_promises(undisturbed: Path, tiny_release: Path):
     summary = json.loads((undisturbed / "summary.json").read_text())
     for figure in ("val/alignment_accuracy", "val/first_token_agreement", "val/kl"):

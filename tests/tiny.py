@@ -52,10 +52,10 @@ def make_tokenizer(template: str = TEMPLATE) -> PreTrainedTokenizerFast:
     return fast
 
 
-def make_llm(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+def make_llm(folder: Path, tokenizer: PreTrainedTokenizerFast, hidden_size: int = 32) -> Path:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=64,
         num_hidden_layers=3,
         num_attention_heads=4,
@@ -70,11 +70,11 @@ def make_llm(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     return folder
 
 
-def make_whisper(folder: Path) -> Path:
+def make_whisper(folder: Path, decoder_layers: int = 2) -> Path:
     config = WhisperConfig(
         d_model=16,
         encoder_layers=2,
-        decoder_layers=2,
+        decoder_layers=decoder_layers,
         encoder_attention_heads=2,
         decoder_attention_heads=2,
         encoder_ffn_dim=32,

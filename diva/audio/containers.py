@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from diva.errors import AudioFault
+from ..errors import AudioFault
 
 # Programs that write into a pipe cannot know the size; they put 0, or 2^31 or 2^32 less a little.
 _UNKNOWN_SIZE = 0x7FFF_0000

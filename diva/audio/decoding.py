@@ -14,10 +14,10 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from diva.audio.containers import check_log, check_ogg, whole_mp3, whole_wav
-from diva.audio.foreign import decode_foreign, foreign_format
-from diva.audio.frames import SAMPLE_RATE, WHISPER_SECONDS
-from diva.errors import AudioFault
+from ..errors import AudioFault
+from .containers import check_log, check_ogg, whole_mp3, whole_wav
+from .foreign import decode_foreign, foreign_format
+from .frames import SAMPLE_RATE, WHISPER_SECONDS
 
 # A rate that shares no factor with 16 kHz wants a resampling filter of gigabytes; real ones want far less.
 _MAX_FILTER_TAPS = 4_000_000

@@ -6,7 +6,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from diva.errors import AudioFault
+from ..errors import AudioFault
 
 # Hours of them would fill the memory; no task has such a clip.
 _MAX_SECONDS = 3600

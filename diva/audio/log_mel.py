@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from diva.audio.frames import HOP_SAMPLES, SAMPLE_RATE
+from .frames import HOP_SAMPLES, SAMPLE_RATE
 
 N_FFT = 400
 
@@ -35,7 +35,7 @@ class LogMel(nn.Module):
             mel_scale="slaney",
         )
         self.register_buffer("filters", torch.from_numpy(filters).float().T.contiguous(), persistent=False)
-        self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
+        self.register_buffer("window", torch.hann_window(N_FFT, dtype=torch.float32), persistent=False)
         self.register_buffer("dft", windowed_dft(), persistent=False)
 
     def forward(self, waveforms: Tensor) -> Tensor:

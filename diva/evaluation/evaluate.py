@@ -103,12 +103,15 @@ def _score_file(config: DictConfig, plain: dict[str, Any], task: Task) -> Path:
     if config.predictions is None:
         raise UserError("system=predictions scores a file: predictions=FILE")
     file = Path(config.predictions)
-    lines = read_predictions(file)
-    skipped: list[Skip] = []
+    lines, skipped = read_predictions(file)
+    if malformed := [skip.clip_id for skip in skipped]:
+        say = Console(stderr=True, highlight=False, soft_wrap=True).print
+        say(f"{file}: {len(malformed)} skipped as malformed: {', '.join(malformed)}")
     if config.references == "task":
         manifest = task.open()
         samples = task.samples(manifest)
-        answers, skipped = match(lines, samples, file), manifest.skipped
+        answers = match(lines, samples, file, len(malformed))
+        skipped = [*skipped, *manifest.skipped]
         check_scores(answers, task.metrics, file)
         asked = data_hash(samples)
     else:

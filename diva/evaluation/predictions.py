@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diva.data.manifest import Skip
 from diva.errors import UserError
 from diva.evaluation.labels import which_label
 from diva.evaluation.metrics import Metric, Pedants
@@ -16,6 +17,7 @@ _FAILED = "ERROR IN PROCESSING"
 # Recomputed scores may differ from recorded ones by this much of the scale, and in this share of the lines: tokenizers
 # and libraries change. Lines that belong to other samples differ in far more.
 _TOLERANCE, _MAY_DIFFER = 0.02, 0.1
+MALFORMED = "malformed line"
 
 
 @dataclass(frozen=True)
@@ -29,27 +31,32 @@ class Line:
     score: float | None = None
 
 
-def read_predictions(file: Path) -> list[Line]:
-    """Every line of a file in either format. Raises UserError naming the line that cannot be read."""
+def read_predictions(file: Path) -> tuple[list[Line], list[Skip]]:
+    """The lines of a file in either format, and those that are malformed, by their numbers.
+
+    Raises UserError where there is no such file, where more lines are malformed than not, and for an id twice.
+    """
     if not file.is_file():
         raise UserError(f"there is no predictions file {file}")
-    lines = []
+    lines, skipped = [], []
     for number, text in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
         if not text.strip():
             continue
         try:
             lines.append(_authors(number, text) if _SEPARATOR in text else _json(number, text))
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{file}, line {number} is neither JSON with id and prediction nor"
-                f' id{_SEPARATOR}"""prediction"""{_SEPARATOR}score: {error}'
-            ) from error
+            skipped.append(Skip(f"line {number}", MALFORMED, str(error)))
+    if len(skipped) > len(lines):
+        raise UserError(
+            f"{file}: {len(skipped)} of {len(skipped) + len(lines)} lines, such as {skipped[0].clip_id}, are neither"
+            f' JSON with id and prediction nor id{_SEPARATOR}"""prediction"""{_SEPARATOR}score: {skipped[0].detail}'
+        )
     seen: dict[str, int] = {}
     for line in lines:
         if line.id in seen:
             raise UserError(f"{file} has the id {line.id!r} in lines {seen[line.id]} and {line.number}")
         seen[line.id] = line.number
-    return lines
+    return lines, skipped
 
 
 def _authors(number: int, text: str) -> Line:
@@ -76,22 +83,24 @@ def _json(number: int, text: str) -> Line:
     )
 
 
-def match(lines: Sequence[Line], samples: Sequence[Sample], file: Path) -> list[Answer]:
-    """An answer for every sample of the task, in the task's order.
+def match(lines: Sequence[Line], samples: Sequence[Sample], file: Path, malformed: int = 0) -> list[Answer]:
+    """An answer for every sample of the task, in the task's order; none for as many as the file has malformed lines.
 
     Raises UserError where the file's ids are not exactly the task's, or a reference in the file is not the task's.
     """
     by_id = {line.id: line for line in lines}
     ids = {sample.id for sample in samples}
-    for problem, names in (
-        ("lacks samples of the task", ids - by_id.keys()),
-        ("has ids that the task does not", by_id.keys() - ids),
+    for problem, names, allowed in (
+        ("lacks samples of the task", ids - by_id.keys(), malformed),
+        ("has ids that the task does not", by_id.keys() - ids, 0),
     ):
-        if names:
+        if len(names) > allowed:
             few = ", ".join(sorted(names)[:3])
             raise UserError(f"{file} {problem}: {len(names)} of them, such as {few}; is it of another split?")
     answers = []
     for sample in samples:
+        if sample.id not in by_id:
+            continue
         line = by_id[sample.id]
         if line.references is not None and not set(line.references) & set(sample.references):
             raise UserError(

@@ -1,105 +1,37 @@
-"""DivaConfig -> model: loads the frozen parts and gives the adapter its start."""
-
-from typing import Any
+"""A DiVA to be trained: its frozen parts loaded, its adapter at the start that the config asks for."""
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    WhisperModel,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, WhisperModel
 
 from diva.errors import UserError
-from diva.models.adapter import MLPAdapter, QFormerAdapter
-from diva.models.configuration import AdapterConfig, DivaConfig
-from diva.models.encoder import SpeechEncoder
+from diva.models.adapter import QFormerAdapter
+from diva.models.configuration import DivaConfig
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.models.pretrained import resolve
-from diva.models.processing import DivaProcessor
+from diva.models.parts import Parts, embedding_matrix, load_parts, load_tokenizer
 
 # Of the variance of an embedding.
 _RIDGE = 1e-2
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of an LLM, with its chat template."""
-    return AutoTokenizer.from_pretrained(resolve(name))
+def build(config: DivaConfig, tokenizer: PreTrainedTokenizerBase) -> DivaForConditionalGeneration:
+    """Load encoder and LLM frozen and give the adapter its start; `tokenizer` is the LLM's."""
+    parts = load_parts(config, tokenizer)
+    model = DivaForConditionalGeneration(config, parts).eval()
+    start_adapter(config, model.adapter, parts)
+    return model
 
 
-def build(
-    config: DivaConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    cls: type[DivaForConditionalGeneration] = DivaForConditionalGeneration,
-    device_map: Any = None,
-    start: bool = True,
-) -> DivaForConditionalGeneration:
-    """Load encoder and LLM frozen and give the adapter its start; `tokenizer` is the LLM's.
-
-    Without `start` the adapter's weights are random, for the caller to load others.
-    """
-    dtype = getattr(torch, config.frozen_dtype)
-    llm = AutoModelForCausalLM.from_pretrained(
-        resolve(config.llm.name),
-        dtype=dtype,
-        attn_implementation=config.llm.attention,
-        device_map=device_map,
-    )
-    whisper = WhisperModel.from_pretrained(
-        resolve(config.encoder.name), dtype=torch.float32, attn_implementation="sdpa"
-    )
-    vocabulary, width = embedding_matrix(llm).shape
-    adapter = make_adapter(config.adapter, whisper, width)
-    if start:
-        start_adapter(config, adapter, whisper, llm, tokenizer)
-    encoder = SpeechEncoder(whisper.encoder.to(dtype), config.encoder.context)
-    processor = DivaProcessor(
-        tokenizer,
-        num_virtual_tokens=config.adapter.num_virtual_tokens,
-        tokens_per_second=config.adapter.tokens_per_second,
-        audio_token_id=vocabulary,
-        system_prompt=config.llm.system_prompt,
-        prompt_layout=config.llm.prompt_layout,
-    )
-    return cls(config, encoder, adapter, llm, processor).eval()
-
-
-def make_adapter(config: AdapterConfig, whisper: WhisperModel, llm_width: int) -> nn.Module:
-    """An adapter in float32, with random weights."""
-    limit = whisper.config.max_target_positions
-    if config.num_query_tokens > limit:
-        raise UserError(
-            f"model.adapter.num_query_tokens={config.num_query_tokens} is more than the {limit} positions of"
-            " the Whisper decoder that they go through"
-        )
-    if config.kind == "mlp":
-        return MLPAdapter(whisper.config, config.num_query_tokens, llm_width)
-    return QFormerAdapter(whisper.config, config.num_query_tokens, llm_width, config.stack)
-
-
-def start_adapter(
-    config: DivaConfig,
-    adapter: nn.Module,
-    whisper: WhisperModel,
-    llm: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
+def start_adapter(config: DivaConfig, adapter: nn.Module, parts: Parts) -> None:
     """Give an adapter the start that its config asks for."""
     if config.adapter.init == "whisper" and isinstance(adapter, QFormerAdapter):
-        load_whisper_decoder(adapter, whisper)
+        load_whisper_decoder(adapter, parts.whisper)
     if config.adapter.projection_init != "default":
-        start_among_embeddings(adapter, embedding_matrix(llm).float())
+        start_among_embeddings(adapter, embedding_matrix(parts.llm).float())
     if config.adapter.projection_init == "shared_tokens":
-        start_from_shared_tokens(adapter, whisper, load_tokenizer(config.encoder.name), llm, tokenizer)
-
-
-def embedding_matrix(model: PreTrainedModel) -> Tensor:
-    """The input embeddings of a language model's tokens, [V, D]."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight
+        speech_tokenizer = load_tokenizer(config.encoder.name)
+        tokenizer = parts.processor.tokenizer
+        start_from_shared_tokens(adapter, parts.whisper, speech_tokenizer, parts.llm, tokenizer)
 
 
 @torch.no_grad()

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from diva.audio.frames import tokens_read
-from diva.errors import UserError
-from diva.models.encoder import Context
+from ..audio.frames import tokens_read
+from ..errors import UserError
+from .encoder import Context
 
 
 def _check(name: str, value: Any, options: tuple) -> None:
@@ -34,7 +34,7 @@ class AdapterConfig:
 
     `init="whisper"` starts the Q-Former from Whisper's decoder. `projection_init="embeddings"` starts the
     virtual tokens with the mean and the spread of the token embeddings, "shared_tokens" also in their direction
-    as far as Whisper's own token embeddings tell it (both in `diva.models.build`); "default" is torch's own.
+    as far as Whisper's own token embeddings tell it (both in `diva/models/build.py`); "default" is torch's own.
 
     With `tokens_per_second` the LLM reads only the last virtual tokens, as many as the clip is long: what it
     takes to read the others is saved. The paper's reads all of them (null).
@@ -121,7 +121,10 @@ def _published(values: dict[str, Any]) -> dict[str, Any]:
 
 
 class DivaConfig(PreTrainedConfig):
-    """A whole DiVA. Names the frozen parts; `frozen_dtype` is the precision in which they are held."""
+    """A whole DiVA. Names the frozen parts; `frozen_dtype` is the precision in which they are held.
+
+    `start_from` is for training (`diva/models/start.py`); no export has it.
+    """
 
     model_type: ClassVar[str] = "diva"
     has_no_defaults_at_init: ClassVar[bool] = True
@@ -133,6 +136,7 @@ class DivaConfig(PreTrainedConfig):
         adapter: AdapterConfig | dict,
         llm: LLMConfig | dict,
         frozen_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+        start_from: str | None = None,
         **kwargs: Any,
     ):
         _check("model.frozen_dtype", frozen_dtype, ("bfloat16", "float16", "float32"))
@@ -141,6 +145,7 @@ class DivaConfig(PreTrainedConfig):
         self.adapter = adapter if isinstance(adapter, AdapterConfig) else AdapterConfig(**adapter)
         self.llm = llm if isinstance(llm, LLMConfig) else LLMConfig(**llm)
         self.frozen_dtype = frozen_dtype
+        self.start_from = start_from
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -162,7 +167,13 @@ class DivaConfig(PreTrainedConfig):
         """Told by the model, which has read the LLM that is only named here."""
         self.__dict__["_of_llm"] = config
 
+    def to_released(self) -> dict[str, Any]:
+        """What a published config.json says."""
+        references = {"reference_encoder": self.encoder.name, "reference_decoder": self.llm.name}
+        return {"model_type": self.model_type} | references
+
     def to_dict(self) -> dict[str, Any]:
         values = super().to_dict()
-        values.pop("_of_llm", None)
+        for key in ("_of_llm", "start_from"):
+            values.pop(key, None)
         return values | {part: asdict(getattr(self, part)) for part in ("encoder", "adapter", "llm")}

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from diva.audio.frames import SAMPLE_RATE, WHISPER_SECONDS, valid_frames
-from diva.audio.log_mel import LogMel
+from ..audio.frames import SAMPLE_RATE, WHISPER_SECONDS, valid_frames
+from ..audio.log_mel import LogMel
 
 Context = Literal["bucket", "full"]
 

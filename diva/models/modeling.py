@@ -1,34 +1,40 @@
 """The composed model: speech in, states and answers of the LLM out."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import (
-    DynamicCache,
-    GenerationMixin,
-    LogitsProcessorList,
-    PreTrainedModel,
-    TextIteratorStreamer,
-)
+from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from diva.audio.frames import longest_tokens_read
-from diva.models.adapter import GROUPED
-from diva.models.configuration import DivaConfig
-from diva.models.encoder import SpeechEncoder
-from diva.models.processing import DivaProcessor
-from diva.models.prompts import user_turn
+from ..audio.frames import longest_tokens_read
+from ..errors import UserError
+from .adapter import GROUPED
+from .configuration import DivaConfig
+from .encoder import SpeechEncoder
+from .folders import export_folder, read, write
+from .generation import SpokenGenerationMixin
+from .parts import Parts, embedding_matrix, load_parts, load_whisper, make_adapter, random_parts
+from .prompts import user_turn
+from .released import check_fit, same_weights, to_released
+from .remote_code import AUTO_MAP, write_code
 
-# Of answers as text, as the published code gives them.
-_GREEDY = {"do_sample": False, "max_new_tokens": 128}
+# What AutoModel.from_pretrained hands on to every model, and what has no meaning for this one.
+_IGNORED = {
+    "_from_auto",
+    "adapter_kwargs",
+    "trust_remote_code",
+    "_commit_hash",
+    "local_files_only",
+    "subfolder",
+}
+_HUB_ONLY = {"token", "revision", "cache_dir", "force_download", "code_revision"}
+# What push_to_hub and Trainer hand to save_pretrained: the adapter is one file of safetensors, always.
+_IGNORED_IN_SAVING = {"safe_serialization", "is_main_process", "max_shard_size"}
 
 
-class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
     """Frozen encoder and LLM with a trainable adapter between them.
 
     The student reads prefix | virtual tokens | suffix, the teacher prefix | transcript | suffix, both with
@@ -46,25 +52,21 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # Whether the encoder is another than the config names: a checkpoint brought the one trained with its adapter.
     has_own_encoder = False
 
-    def __init__(
-        self,
-        config: DivaConfig,
-        encoder: SpeechEncoder,
-        adapter: nn.Module,
-        llm: PreTrainedModel,
-        processor: DivaProcessor,
-    ):
+    def __init__(self, config: DivaConfig, parts: Parts | None = None):
+        """Build the model that `config` describes, of random weights where no `parts` are given."""
+        parts = random_parts(config) if parts is None else parts
+        llm = parts.llm.requires_grad_(False)
         config.know_llm(llm.config)
         super().__init__(config)
-        self.encoder = encoder
-        self.adapter = adapter
-        self.llm = llm.requires_grad_(False)
+        self.encoder = SpeechEncoder(parts.whisper.encoder, config.encoder.context)
+        self.adapter = make_adapter(config.adapter, parts.whisper.config, embedding_matrix(llm).shape[1])
+        self.llm = llm
         if config.llm.attention == "eager":
             # The same products, without a copy of the keys for each head.
             llm.set_attn_implementation(GROUPED)
-        self.processor = processor
+        self.processor = parts.processor
         self.generation_config = llm.generation_config
-        prompt = user_turn(processor.tokenizer, config.llm.system_prompt)
+        prompt = user_turn(parts.processor.tokenizer, config.llm.system_prompt)
         for name, ids in (("prefix_ids", prompt.prefix_ids), ("suffix_ids", prompt.suffix_ids)):
             self.register_buffer(name, torch.tensor(ids, dtype=torch.long), persistent=False)
         self._prefix_cache: DynamicCache | None = None
@@ -206,7 +208,8 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 f"input_ids has {int(heard.sum())} places for virtual tokens, while {len(audio)} clips give"
                 f" {int(read.sum())}; let DivaProcessor make both"
             )
-        v = self.virtual_tokens(audio, audio_samples)
+        device = self.encoder.log_mel.window.device
+        v = self.virtual_tokens(audio.to(device), audio_samples.to(device)).to(embeddings.device)
         number = torch.arange(v.shape[1], device=read.device)
         v = v[number >= v.shape[1] - read.unsqueeze(1)]
         return embeddings.masked_scatter(heard.unsqueeze(-1), v.to(embeddings.dtype))
@@ -238,178 +241,111 @@ class DivaForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
 
-    @torch.no_grad()
-    def generate(
-        self,
-        inputs: Any = None,
-        text_prompt: str | list[str] | None = None,
-        do_sample: bool | None = None,
-        logits_processor: Any = None,
-        max_new_tokens: int | None = None,
-        *,
-        input_ids: Tensor | None = None,
-        audio: Any = None,
-        audio_samples: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Token ids as transformers' `generate` gives them, [B, L + new], for what DivaProcessor returns.
-
-        With clips as `inputs` or `audio` (a list of arrays at 16 kHz or paths, or one array [S]) it is the call of the
-        published code, `modeling_diva.py`: `generate([speech], ["Reply briefly"])` gives the answers as text, greedy
-        and of up to 128 tokens. The first five arguments stand in its order.
-        """
-        if logits_processor is not None and not isinstance(logits_processor, list):
-            logits_processor = LogitsProcessorList([logits_processor])
-        limits = {
-            "do_sample": do_sample,
-            "logits_processor": logits_processor,
-            "max_new_tokens": max_new_tokens,
-        }
-        kwargs |= {name: value for name, value in limits.items() if value is not None}
-        clips = _clips(audio if inputs is None and audio_samples is None else inputs)
-        if clips is not None:
-            return self._answer(clips, text_prompt, **kwargs)
-        input_ids = inputs if input_ids is None else input_ids
-        if audio is None:
-            return super().generate(input_ids, **kwargs)
-        # Heard once, here: the beams of one chat share its clips. The placeholders are no token of the LLM,
-        # so what looks at the prompt's ids (a repetition penalty, say) sees padding in their place.
-        embeddings = self.input_embeddings(input_ids, audio, audio_samples)
-        heard = input_ids == self.processor.audio_token_id
-        ids = input_ids.masked_fill(heard, self.processor.pad_token_id)
-        if self._starts_with_prefix(ids, kwargs):
-            kwargs["past_key_values"] = self._prefix(len(ids))
-        return super().generate(ids, inputs_embeds=embeddings, **kwargs)
-
-    @torch.no_grad()
-    def read(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        audio: Tensor | None = None,
-        audio_samples: Tensor | None = None,
-    ) -> CausalLMOutputWithPast:
-        """What DivaProcessor returns -> the logits after the last token [B, 1, V], and the cache to go on with.
-
-        It is what `generate` begins with, for a caller that chooses the tokens.
-        """
-        given: dict[str, Any] = {"attention_mask": attention_mask}
-        longer = input_ids.shape[1] > len(self.prefix_ids)
-        known = (
-            self._prefix(len(input_ids)) if longer and self._starts_with_prefix(input_ids, given) else None
-        )
-        cache = DynamicCache() if known is None else known
-        start = cache.get_seq_length()
-        return self(
-            inputs_embeds=self.input_embeddings(input_ids, audio, audio_samples)[:, start:],
-            position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, start:],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **given,
-        )
-
-    def _starts_with_prefix(self, ids: Tensor, kwargs: dict) -> bool:
-        """Whether the keys and values of the prefix, computed once, are those of the first tokens of every row."""
-        mask, length = kwargs.get("attention_mask"), len(self.prefix_ids)
-        config = kwargs.get("generation_config") or self.generation_config
-        copies = ("num_beams", "num_return_sequences")  # of a row, which the cache would have to follow
-        if any((kwargs.get(name) or getattr(config, name, None) or 1) > 1 for name in copies):
-            return False
-        if (
-            length == 0
-            or kwargs.keys() & {"past_key_values", "cache_implementation"}
-            or kwargs.get("use_cache") is False
-        ):
-            return False
-        same = bool((ids[:, :length] == self.prefix_ids).all())
-        return same and (mask is None or bool(mask[:, :length].all()))
-
-    def _answer(self, clips: list, text_prompt: str | list[str] | None, **kwargs: Any) -> list[str]:
-        prompts = [text_prompt] * len(clips) if isinstance(text_prompt, str | None) else text_prompt
-        batch = self.processor.spoken_turns(clips, prompts).to(self.device)
-        ids = self.generate(**batch, **_GREEDY | kwargs)
-        return self.processor.batch_decode(ids[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-
-    def generate_stream(self, clip: Any, text_prompt: str | None = None, **kwargs: Any) -> Iterator[str]:
-        """The answer to one clip in pieces, as they come; greedy and of up to 128 tokens unless `kwargs` say else."""
-        yield from self.stream(self.processor.spoken_turns([clip], [text_prompt]), **_GREEDY | kwargs)
-
-    def stream(self, batch: Any, **kwargs: Any) -> Iterator[str]:
-        """The answer to one chat of DivaProcessor in pieces, as they come.
-
-        Leaving the loop early stops the generation. Errors of the generation are raised here.
-        """
-        streamer = _Stream(self.processor.tokenizer)
-        thread = Thread(target=streamer.run, args=(self, batch.to(self.device), kwargs), daemon=True)
-        thread.start()
-        try:
-            yield from (piece for piece in streamer if piece)
-        finally:
-            streamer.stopped = True
-            thread.join()
-        if streamer.error is not None:
-            raise streamer.error
-
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: every part comes with its weights (`diva.models.build`)."""
+        """Nothing: every part comes with its weights (`Parts`), and the adapter with its own."""
 
     # ---- files
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> "DivaForConditionalGeneration":
-        """A run's export, one of ours on the hub, or a checkpoint in the published layout.
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        config: DivaConfig | None = None,
+        dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
+        device_map: Any = None,
+        speech_encoder_device: str | torch.device | None = None,
+        llm: str | None = None,
+        encoder: str | None = None,
+        **kwargs: Any,
+    ) -> "DivaForConditionalGeneration":
+        """The model of a run directory, an export, or a hub id in our layout or a published one.
 
-        `dtype` is the precision of the frozen parts; `device_map` is for the LLM, whose input embeddings'
-        device gets the rest; `llm` and `encoder` name the frozen parts in place of the checkpoint. See
-        `diva.models.files.load`.
+        `dtype` is the precision of the frozen parts; `device_map` is for the LLM, `speech_encoder_device` for encoder
+        and adapter (by default that of the LLM's input embeddings). `llm` and `encoder` (folders, or names as on the
+        hub) stand for those that the files name, or do not name. Raises UserError for files that cannot be read, and
+        for weights that do not fit their LLM or encoder.
         """
-        from diva.models.files import load
+        for key in kwargs.keys() - _IGNORED:
+            if key not in _HUB_ONLY:
+                raise TypeError(
+                    f"from_pretrained of a DiVA takes no {key!r}; it takes dtype, device_map,"
+                    " speech_encoder_device, llm, encoder"
+                )
+            if kwargs[key] not in (None, False, "main"):
+                raise TypeError(
+                    f"from_pretrained of a DiVA takes no {key!r}: download that revision, give its folder"
+                )
+        folder = export_folder(name)
+        checkpoint = read(folder, llm, encoder)
+        config = checkpoint.config
+        if (wanted := dtype or torch_dtype) not in (None, "auto"):
+            held = {"frozen_dtype": str(wanted).removeprefix("torch.")}
+            config = DivaConfig.from_dict(config.to_dict() | held)
+        model = cls(config, load_parts(config, device_map=device_map))
+        check_fit(model.adapter.state_dict(), checkpoint.adapter, folder, config)
+        model.adapter.load_state_dict(checkpoint.adapter)
+        if checkpoint.encoder is not None:
+            check_fit(model.encoder.whisper.state_dict(), checkpoint.encoder, folder, config)
+            if not same_weights(model.encoder.whisper.state_dict(), checkpoint.encoder):
+                model.encoder.whisper.load_state_dict(checkpoint.encoder)
+                model.has_own_encoder = True
+        device = embedding_matrix(model.llm).device
+        for part in (model.encoder, model.adapter):
+            part.to(speech_encoder_device or device)
+        model.prefix_ids, model.suffix_ids = model.prefix_ids.to(device), model.suffix_ids.to(device)
+        model.name_or_path = str(name)
+        return model.eval()
 
-        return load(cls, name, **kwargs)
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        full: bool = False,
+        layout: Literal["diva", "released"] = "diva",
+        **kwargs: Any,
+    ) -> None:
+        """Write an export: the adapter, the names of the frozen parts, the code to load it.
 
-    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
-        """Write the adapter and the names of the frozen parts; see `diva.models.files.save`."""
-        from diva.models.files import save
+        `full` puts the frozen parts into it, `layout="released"` writes what the published code reads (its prompt and
+        30 s windows included).
+        """
+        if unknown := kwargs.keys() - _IGNORED_IN_SAVING:
+            raise TypeError(
+                f"save_pretrained of a DiVA takes full and layout, not {', '.join(sorted(unknown))}"
+            )
+        if self.has_own_encoder and not full:
+            raise UserError(
+                f"the encoder of this model is not {self.config.encoder.name} but was trained with its adapter: write"
+                " it out too, with save_pretrained(FOLDER, full=True)"
+            )
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        adapter = self.adapter.state_dict()
+        if layout == "released":
+            decoder = load_whisper(self.config).decoder.state_dict()
+            write(folder, self.config.to_released(), to_released(self.config.adapter, adapter, decoder))
+            return
+        config = self.config.to_dict() | {"architectures": [type(self).__name__], "auto_map": AUTO_MAP}
+        if full:
+            self._save_frozen(folder)
+            config |= {part: config[part] | {"name": part} for part in ("encoder", "llm")}
+        write_code(folder)
+        self.processor.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
+        self.processor.save_pretrained(folder)
+        self.generation_config.save_pretrained(folder)
+        write(folder, config, adapter)
 
-        save(self, folder, **kwargs)
+    def _save_frozen(self, folder: Path) -> None:
+        self.llm.save_pretrained(folder / "llm")
+        self.processor.tokenizer.save_pretrained(folder / "llm")
+        whisper = load_whisper(self.config)
+        if self.has_own_encoder:
+            whisper.encoder.load_state_dict(self.encoder.whisper.state_dict())
+        whisper.save_pretrained(folder / "encoder")
 
 
 def _at(states: Tensor, positions: Tensor) -> Tensor:
     """States [B, L, D] at positions [B, P] -> [B, P, D]."""
     return states.gather(1, positions.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
-
-
-def _clips(given: Any) -> list | None:
-    """The clips of a published call, or None for token ids and for nothing."""
-    if isinstance(given, np.ndarray) or (isinstance(given, Tensor) and given.is_floating_point()):
-        return [given]
-    return list(given) if isinstance(given, (list, tuple)) else None
-
-
-class _Stream(TextIteratorStreamer):
-    """transformers' streamer, which hands on errors and can be stopped."""
-
-    def __init__(self, tokenizer: Any):
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.stopped = False
-        self.error: BaseException | None = None
-
-    def run(self, model: DivaForConditionalGeneration, batch: Any, kwargs: dict) -> None:
-        try:
-            model.generate(**batch, streamer=self, **kwargs)
-        except _Stopped:
-            pass
-        except Exception as error:  # raised again by the reader
-            self.error = error
-        finally:
-            self.end()
-
-    def put(self, value: Tensor) -> None:
-        if self.stopped:
-            raise _Stopped
-        super().put(value)
-
-
-class _Stopped(Exception):
-    """The reader has gone."""

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_fro
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from diva.errors import UserError
+from ..errors import UserError
 
 
 @dataclass(frozen=True)
@@ -154,8 +154,14 @@ def _convert(source: Path, target: Path) -> None:
 
     Of several processes that convert at once, the first to finish wins; they all made the same.
     """
-    from diva.models.converters import convert
-
+    try:
+        from diva.models.converters import (
+            convert,  # late: it imports transformers, and an export has no copy of it
+        )
+    except ImportError as error:
+        raise UserError(
+            f"cannot convert {source}: {error}; install diva, or give a folder in transformers' format"
+        ) from error
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".converting-", dir=target.parent) as scratch:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from diva.audio.decoding import to_waveform
-from diva.audio.frames import SAMPLE_RATE, WHISPER_SECONDS, pad_clips, tokens_read, windows
-from diva.errors import AudioFault, UserError
-from diva.models.prompts import Message, audio_parts, chat_pieces, encode, released_user_turn, user_turn
+from ..audio.decoding import to_waveform
+from ..audio.frames import SAMPLE_RATE, WHISPER_SECONDS, pad_clips, tokens_read, windows
+from ..errors import AudioFault, UserError
+from .prompts import Message, audio_parts, chat_pieces, encode, released_user_turn, user_turn
 
 AUDIO = "<|audio|>"  # stands for a clip in a text
 Clip = str | Path | bytes | np.ndarray | Tensor | Sequence[float]

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from diva.errors import UserError
+from ..errors import UserError
 
 Message = Mapping[str, Any]
 

@@ -6,26 +6,21 @@ Cantonese fork's, save the same below `connector.` or `qformer.`, the weight as 
 `whisper_encoder.`. The fork's training saves both as `qformer.pth` and `whisper_encoder.pth`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
-from diva.errors import UserError
-from diva.models.adapter import QFormerAdapter
-from diva.models.configuration import DivaConfig
-from diva.models.pretrained import ADAPTER_WEIGHTS, FORK_FILES, adapter_files, is_fork, resolve
-
-if TYPE_CHECKING:
-    from diva.models.modeling import DivaForConditionalGeneration
+from ..errors import UserError
+from .configuration import AdapterConfig, DivaConfig
 
 State = dict[str, Tensor]
 # Where the Q-Former and the encoder are in a state as torch writes it.
-_QFORMERS = ("connector.", "qformer.")
-_ENCODER = "whisper_encoder."
+QFORMERS = ("connector.", "qformer.")
+ENCODER = "whisper_encoder."
 # By width, of what the published DiVAs were made.
 _LLMS = {
     2048: "meta-llama/Llama-3.2-1B-Instruct",
@@ -45,25 +40,9 @@ class Checkpoint:
     encoder: State | None = None  # the encoder that was trained with it, where it was
 
 
-def read_weights(folder: Path, prefixes: tuple[str, ...] = ADAPTER_WEIGHTS) -> State:
-    """The weights whose names begin with one of `prefixes`; of others in the same files not a byte is read."""
-    if is_fork(folder):
-        qformer, encoder = (
-            torch.load(folder / file, map_location="cpu", weights_only=True) for file in FORK_FILES
-        )
-        below = {_QFORMERS[1] + name: value for name, value in qformer.items()}
-        return below | {_ENCODER + name: value for name, value in encoder.items()}
-    state: State = {}
-    for file in adapter_files(folder):
-        with safe_open(folder / file, framework="pt") as tensors:
-            names = [name for name in tensors.keys() if name.startswith(prefixes)]  # noqa: SIM118
-            state |= {name: tensors.get_tensor(name) for name in names}
-    return state
-
-
 def is_released(state: State) -> bool:
     """Whether these are weights of a published form."""
-    return any(f"{prefix}query_tokens" in state for prefix in ("", *_QFORMERS))
+    return any(f"{prefix}query_tokens" in state for prefix in ("", *QFORMERS))
 
 
 def from_released(values: dict[str, Any], state: State, folder: Path, names: dict[str, str]) -> Checkpoint:
@@ -103,7 +82,7 @@ def _as_the_authors(state: State) -> tuple[State, State | None]:
 
     What the authors' training code writes stays as it is: there the encoder is the named one, bit for bit.
     """
-    prefix = next((prefix for prefix in _QFORMERS if f"{prefix}query_tokens" in state), None)
+    prefix = next((prefix for prefix in QFORMERS if f"{prefix}query_tokens" in state), None)
     if prefix is None:
         return state, None
     flat = {
@@ -113,9 +92,7 @@ def _as_the_authors(state: State) -> tuple[State, State | None]:
     }
     if "projection.weight" in flat:
         flat["projection.weight"] = flat["projection.weight"].T
-    encoder = {
-        name.removeprefix(_ENCODER): value for name, value in state.items() if name.startswith(_ENCODER)
-    }
+    encoder = {name.removeprefix(ENCODER): value for name, value in state.items() if name.startswith(ENCODER)}
     return flat, encoder or None
 
 
@@ -137,9 +114,9 @@ def _check_named(config: DivaConfig, folder: Path, encoder_width: int, llm_width
         )
 
 
-def check_fit(part: nn.Module, state: State, folder: Path, config: DivaConfig) -> None:
-    """Raise UserError where a checkpoint's weights are not those of an adapter or encoder on these frozen parts."""
-    wanted = {name: value.shape for name, value in part.state_dict().items()}
+def check_fit(own: Mapping[str, Tensor], state: State, folder: Path, config: DivaConfig) -> None:
+    """Raise UserError where a checkpoint's weights have not the names and shapes of an adapter's or encoder's `own`."""
+    wanted = {name: value.shape for name, value in own.items()}
     found = {name: value.shape for name, value in state.items()}
     if wanted == found:
         return
@@ -161,37 +138,38 @@ def check_fit(part: nn.Module, state: State, folder: Path, config: DivaConfig) -
     )
 
 
-def load_encoder(whisper: nn.Module, state: State) -> bool:
-    """Put the weights of a checkpoint's encoder in place of the named one's; whether they differ from them."""
-    own = whisper.state_dict()
-    if all(torch.equal(state[name].to(value.dtype), value.cpu()) for name, value in own.items()):
-        return False
-    whisper.load_state_dict(state)
-    return True
+def same_weights(own: Mapping[str, Tensor], state: State) -> bool:
+    """Whether a state has the weights of `own`, which may be held in another precision."""
+    return all(
+        name in state and torch.equal(state[name].to(value.dtype), value.cpu()) for name, value in own.items()
+    )
 
 
-@torch.no_grad()
-def to_released(model: "DivaForConditionalGeneration") -> State:
-    """The weights of a model as the published code reads them. Raises UserError for a model that it cannot run."""
-    adapter = model.adapter
-    if not isinstance(adapter, QFormerAdapter):
+def to_released(config: AdapterConfig, adapter: State, decoder: State) -> State:
+    """An adapter's weights as the published code reads them, which takes the rest of Whisper's `decoder` along.
+
+    Raises UserError for an adapter that it cannot run.
+    """
+    if config.kind != "qformer":
         raise UserError(
             "the released layout has a Q-Former (model.adapter.kind=qformer); this adapter is an MLP"
         )
-    if model.config.adapter.tokens_per_second is not None:
+    if config.tokens_per_second is not None:
         raise UserError(
             "the published code reads all virtual tokens of a clip, however long; this model was trained with"
-            f" model.adapter.tokens_per_second={model.config.adapter.tokens_per_second:g}"
+            f" model.adapter.tokens_per_second={config.tokens_per_second:g}"
         )
-    from transformers import WhisperModel
-
-    decoder = WhisperModel.from_pretrained(resolve(model.config.encoder.name), dtype=torch.float32).decoder
-    state = {f"connector.{key}": value for key, value in decoder.state_dict().items()}
-    state["connector.embed_positions.weight"][: len(adapter.positions)] = adapter.positions
-    state |= {f"connector.layers.{key}": value for key, value in adapter.layers.state_dict().items()}
-    state |= {f"connector.layer_norm.{key}": value for key, value in adapter.norm.state_dict().items()}
+    state = {f"connector.{name}": value for name, value in decoder.items()}
+    positions = decoder["embed_positions.weight"].clone()
+    positions[: len(adapter["positions"])] = adapter["positions"]
+    state["connector.embed_positions.weight"] = positions
+    for name, value in adapter.items():
+        if name.startswith("layers."):
+            state[f"connector.{name}"] = value
+        elif name.startswith("norm."):
+            state[name.replace("norm", "connector.layer_norm", 1)] = value
     return state | {
-        "query_tokens": adapter.query_tokens,
-        "projection.weight": adapter.projection.weight.T,
-        "projection.bias": adapter.projection.bias,
+        "query_tokens": adapter["query_tokens"],
+        "projection.weight": adapter["projection.weight"].T,
+        "projection.bias": adapter["projection.bias"],
     }

@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from diva.errors import UserError
-from diva.models.build import make_adapter
 from diva.models.configuration import DivaConfig
-from diva.models.encoder import SpeechEncoder
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import random_parts
 
 # The numbers of the shipped experiments' models, so that planning them needs neither weights nor a network.
 SHIPPED = Path(__file__).parent / "architectures"
@@ -123,21 +122,15 @@ def assemble(
     adapter_dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> DivaForConditionalGeneration:
-    """The model of `config` with the shapes of `parts` and random weights, as `diva.models.build` would load it."""
+    """The model of `config` with the shapes of `parts`, random weights and an adapter in `adapter_dtype`."""
     if device is not None:
         with device:
             model = assemble(config, parts, adapter_dtype)
         return model.to(device)  # what numpy has made, the mel filters, is still on the host
-    dtype = getattr(torch, config.frozen_dtype)
-    whisper = AutoModel.from_config(copy.deepcopy(parts.encoder), dtype=dtype, attn_implementation="sdpa")
-    llm = AutoModelForCausalLM.from_config(
-        copy.deepcopy(parts.llm), dtype=dtype, attn_implementation=config.llm.attention
-    )
+    processor: Any = SimpleNamespace(tokenizer=parts.tokenizer)
+    frozen = random_parts(config, parts.encoder, parts.llm, processor)
     with _default_dtype(adapter_dtype):  # fake parameters cannot be converted afterwards
-        adapter = make_adapter(config.adapter, whisper, llm.config.hidden_size)
-    encoder = SpeechEncoder(whisper.encoder, config.encoder.context)
-    processor = SimpleNamespace(tokenizer=parts.tokenizer)
-    return DivaForConditionalGeneration(config, encoder, adapter, llm, processor).eval()
+        return DivaForConditionalGeneration(config, frozen).eval()
 
 
 @contextmanager

@@ -36,9 +36,9 @@ from diva.audio.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, TAIL_SECONDS
 from diva.data.batch import SpeechBatch
 from diva.errors import UserError
 from diva.models.adapter import GROUPED, grouped_attention
-from diva.models.build import embedding_matrix
 from diva.models.configuration import DivaConfig
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import embedding_matrix
 from diva.models.skeleton import Architecture, assemble
 from diva.training.answers import Continuation
 from diva.training.distributed.activation_checkpointing import checkpoint_activations

@@ -13,8 +13,8 @@ from diva.audio.decoding import to_waveform
 from diva.audio.frames import HOP_SAMPLES, SAMPLE_RATE, SAMPLES_PER_FRAME, pad_clips
 from diva.errors import UserError
 from diva.models.adapter import QFormerAdapter
-from diva.models.build import embedding_matrix
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import embedding_matrix
 from diva.models.processing import Clip
 from diva.plots import style
 from diva.training.metrics import nearest_tokens

@@ -36,15 +36,17 @@ class RunningBatch:
         Where that fails, the rows that ran before are as they were.
         """
         model = self._model
-        inputs = model.processor.apply_chat_template([row.job.chat for row in newcomers]).to(model.device)
+        inputs = model.processor.apply_chat_template([row.job.chat for row in newcomers]).to(
+            model.prefix_ids.device
+        )
         mask = inputs["attention_mask"]
-        output: Any = model.read(**inputs)
+        output = model.read(**inputs)
         heard = inputs["input_ids"] == model.processor.audio_token_id
         ids = inputs["input_ids"].masked_fill(heard, model.processor.pad_token_id)
         for row, row_ids, row_mask in zip(newcomers, ids, mask, strict=True):
             prompt = row_ids[row_mask.bool()]
             processors = _processors(model, prompt, row.job)
-            row.begin(prompt.tolist(), Choice(row.job.sampling, processors, model.device))
+            row.begin(prompt.tolist(), Choice(row.job.sampling, processors, mask.device))
         _take(newcomers, output.logits)
         rows, cache, mask = _going_on(newcomers, output.past_key_values, mask)
         if self.rows and rows:

@@ -22,9 +22,9 @@ from diva.audio.frames import SAMPLE_RATE, pad_clips, valid_frames
 from diva.data.batch import EMPTY_ROW, SpeechBatch
 from diva.data.decoded import DecodedAudio, build_once
 from diva.data.manifest import Manifest
-from diva.models.build import embedding_matrix
 from diva.models.encoder import Context
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import embedding_matrix
 from diva.models.pretrained import cache_dir
 from diva.training.answers import AnswerTable, Continuation
 from diva.training.transcripts import Transcripts, digest, weights_digest

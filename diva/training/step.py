@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from diva.data.batch import SpeechBatch
-from diva.models.build import embedding_matrix
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import embedding_matrix
 from diva.training import metrics
 from diva.training.answers import Continuation
 from diva.training.frozen import FrozenParts

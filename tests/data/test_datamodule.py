@@ -16,7 +16,8 @@ from diva.config import check_overrides
 from diva.data.datamodule import SpeechDataModule, token_limits
 from diva.data.manifest import Manifest, Skip
 from diva.errors import AudioFault, UserError
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build
+from diva.models.parts import load_tokenizer
 from diva.run import make_data, make_module
 
 CLIPS = 30  # 8 batches of 4 an epoch

@@ -135,16 +135,18 @@ def test_the_authors_lines_are_scored_without_the_data(tmp_path):
     assert values["references"] == "file"
 
 
-def test_recorded_scores_of_question_answering_are_averaged(tmp_path):
+def test_recorded_scores_of_question_answering_are_averaged(tmp_path, capsys):
     file = tmp_path / "usa_outs.txt"
     file.write_text(
         'a[SEP_DIAL]"""x"""[SEP_DIAL]0.25\nb[SEP_DIAL]"""y"""[SEP_DIAL]0.5\n'
-        'c[SEP_DIAL]"""ERROR IN PROCESSING"""[SEP_DIAL]NA\n'
+        'c[SEP_DIAL]"""ERROR IN PROCESSING"""[SEP_DIAL]NA\nd[SEP_DIAL]"""cut'
     )
     overrides = ["task=sdqa", "system=predictions", f"predictions={file}", "references=file", "name=DiVA"]
     (folder,) = in_process([*overrides, f"folder={tmp_path / 'out'}"], "predictions")
     values = read_results(folder)
     assert (values["metric"], values["value"], values["n"], values["errors"]) == ("pedants", 0.375, 2, 1)
+    assert values["skipped"] == {"malformed line": 1}
+    assert f"{file}: 1 skipped as malformed: line 4" in capsys.readouterr().err
     assert "recorded" in values["note"]
 
 

@@ -38,18 +38,18 @@ def test_both_formats_are_read(tmp_path):
     file.write_text(
         'a1[SEP_DIAL]"""One[NEW_LINE]two """[SEP_DIAL]0.25\nb[SEP_DIAL]"""ERROR IN PROCESSING"""[SEP_DIAL]NA\n'
     )
-    one, failed = read_predictions(file)
+    (one, failed), _ = read_predictions(file)
     assert (one.id, one.prediction, one.score) == ("a1", "One\ntwo", 0.25)
     assert (failed.prediction, failed.score) == (None, None)
     rows = [{"id": 7, "prediction": "x", "reference": "y"}, {"id": "8", "prediction": None, "score": 1}]
-    seven, eight = read_predictions(jsonl(tmp_path / "x.jsonl", rows))
+    (seven, eight), _ = read_predictions(jsonl(tmp_path / "x.jsonl", rows))
     assert (seven.id, seven.prediction, seven.references) == ("7", "x", ("y",))
     assert (eight.prediction, eight.references, eight.score) == (None, None, 1.0)
 
 
 def test_the_authors_file_against_the_task_and_by_itself(tmp_path):
     file = authors_file(tmp_path / "outs.txt")
-    lines = read_predictions(file)
+    lines, _ = read_predictions(file)
     against_task = match(lines, SAMPLES, file)
     check_scores(against_task, METRICS, file)
     alone = by_themselves(lines, LABELS, file)
@@ -61,7 +61,7 @@ def test_the_authors_file_against_the_task_and_by_itself(tmp_path):
 def test_a_wrong_label_map_is_caught(tmp_path):
     file = authors_file(tmp_path / "outs.txt")
     swapped = {"Yes": "false", "No": "true"}
-    answers = match(read_predictions(file), SAMPLES, file)
+    answers = match(read_predictions(file)[0], SAMPLES, file)
     with pytest.raises(UserError, match=r"6 of 6.*task\.labels is wrong"):
         check_scores(answers, [Accuracy(swapped)], file)
     with pytest.raises(UserError, match="among the task's labels"):
@@ -73,7 +73,7 @@ def test_shuffled_ids_are_caught_by_recorded_scores(tmp_path):
     ids, rest = zip(*(line.split("[SEP_DIAL]", 1) for line in lines), strict=True)
     file = tmp_path / "shuffled.txt"
     file.write_text("".join(f"{i}[SEP_DIAL]{r}\n" for i, r in zip(ids[::-1], rest, strict=True)))
-    answers = match(read_predictions(file), SAMPLES, file)
+    answers = match(read_predictions(file)[0], SAMPLES, file)
     with pytest.raises(UserError, match="shuffled or shifted"):
         check_scores(answers, METRICS, file)
 
@@ -85,20 +85,20 @@ def test_shuffled_ids_are_caught_by_references(tmp_path):
     ]
     file = jsonl(tmp_path / "x.jsonl", rows)
     with pytest.raises(UserError, match=r"line 1: the reference of 0 is 'false', in the task it is 'true'"):
-        match(read_predictions(file), SAMPLES, file)
+        match(read_predictions(file)[0], SAMPLES, file)
 
 
 @pytest.mark.parametrize("first", [1, -1])
 def test_a_file_that_counts_from_elsewhere_is_caught(tmp_path, first):
     file = authors_file(tmp_path / "outs.txt", first=first)
     with pytest.raises(UserError, match="1 of them"):
-        match(read_predictions(file), SAMPLES, file)
+        match(read_predictions(file)[0], SAMPLES, file)
 
 
 def test_a_file_with_more_samples_than_the_task_is_caught(tmp_path):
     file = authors_file(tmp_path / "outs.txt")
     with pytest.raises(UserError, match="has ids that the task does not: 1 of them, such as 5"):
-        match(read_predictions(file), SAMPLES[:-1], file)
+        match(read_predictions(file)[0], SAMPLES[:-1], file)
 
 
 def test_one_wrong_score_of_many_is_caught_where_scores_are_exact(tmp_path):
@@ -108,11 +108,11 @@ def test_one_wrong_score_of_many_is_caught_where_scores_are_exact(tmp_path):
         {"id": str(i), "prediction": "Yes", "score": int(right == "true")} for i, right in enumerate(gold)
     ]
     file = jsonl(tmp_path / "x.jsonl", rows)
-    check_scores(match(read_predictions(file), samples, file), METRICS, file)
+    check_scores(match(read_predictions(file)[0], samples, file), METRICS, file)
     rows[17]["score"] = 1 - rows[17]["score"]
     jsonl(file, rows)
     with pytest.raises(UserError, match="for 1 of 60 samples, such as 17"):
-        check_scores(match(read_predictions(file), samples, file), METRICS, file)
+        check_scores(match(read_predictions(file)[0], samples, file), METRICS, file)
 
 
 def test_bleu_may_differ_a_little_and_in_few_lines(tmp_path):
@@ -123,7 +123,7 @@ def test_bleu_may_differ_a_little_and_in_few_lines(tmp_path):
     def check(scores: list[float]) -> None:
         rows = [{"id": str(i), "prediction": text, "score": score} for i, score in enumerate(scores)]
         file = jsonl(tmp_path / "x.jsonl", rows)
-        check_scores(match(read_predictions(file), samples, file), [SentenceBleu("de")], file)
+        check_scores(match(read_predictions(file)[0], samples, file), [SentenceBleu("de")], file)
 
     check([98.5] * 20)
     check([50.0] * 2 + [100.0] * 18)
@@ -134,7 +134,7 @@ def test_bleu_may_differ_a_little_and_in_few_lines(tmp_path):
 def test_a_file_off_by_one_line_is_caught(tmp_path):
     """Its ids are right and complete, its lines one sample late."""
     file = authors_file(tmp_path / "outs.txt", [SAID[-1], *SAID[:-1]], [GOLD[-1], *GOLD[:-1]])
-    answers = match(read_predictions(file), SAMPLES, file)
+    answers = match(read_predictions(file)[0], SAMPLES, file)
     with pytest.raises(UserError, match="shuffled or shifted"):
         check_scores(answers, METRICS, file)
 
@@ -151,7 +151,7 @@ def test_translations_of_other_sentences_are_caught(tmp_path):
     rows = [{"id": str(i), "prediction": text, "score": 100.0} for i, text in enumerate(late)]
     file = jsonl(tmp_path / "x.jsonl", rows)
     with pytest.raises(UserError, match="4 of 4"):
-        check_scores(match(read_predictions(file), samples, file), [SentenceBleu("de")], file)
+        check_scores(match(read_predictions(file)[0], samples, file), [SentenceBleu("de")], file)
 
 
 # ---- scores that cannot be computed again
@@ -175,7 +175,7 @@ def questions(count: int) -> tuple[list[Sample], list[dict]]:
 def check(tmp_path: Path, samples: list[Sample], rows: list[dict], ids: list[str] | None = None) -> None:
     given = rows if ids is None else [row | {"id": i} for row, i in zip(rows, ids, strict=True)]
     file = jsonl(tmp_path / "x.jsonl", given)
-    check_scores(match(read_predictions(file), samples, file), [Pedants(), TokenF1()], file)
+    check_scores(match(read_predictions(file)[0], samples, file), [Pedants(), TokenF1()], file)
 
 
 def test_shuffled_answers_to_questions_are_caught(tmp_path):
@@ -207,10 +207,10 @@ def test_nothing_is_said_where_scores_cannot_tell(tmp_path):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("no json\n", "line 1 is neither"),
-        ('{"id": "a"}\n', "line 1 is neither"),
+        ("no json\n", "1 of 1 lines, such as line 1, are neither JSON"),
+        ('{"id": "b", "prediction": "x"}\nno json\n{"id": "a"}\n', "2 of 3 lines, such as line 2"),
         ('{"id": "a", "prediction": "x"}\n{"id": "a", "prediction": "y"}\n', "lines 1 and 2"),
-        ('a[SEP_DIAL]"""x"""[SEP_DIAL]good\n', "line 1 is neither"),
+        ('a[SEP_DIAL]"""x"""[SEP_DIAL]good\n', "such as line 1, .* could not convert"),
     ],
 )
 def test_files_that_cannot_be_read_are_named_with_their_line(tmp_path, text, problem):
@@ -223,4 +223,17 @@ def test_files_that_cannot_be_read_are_named_with_their_line(tmp_path, text, pro
 def test_a_file_that_does_not_say_what_is_right_needs_the_task(tmp_path):
     file = jsonl(tmp_path / "x.jsonl", [{"id": "a", "prediction": "x"}])
     with pytest.raises(UserError, match="references=task"):
-        by_themselves(read_predictions(file), None, file)
+        by_themselves(read_predictions(file)[0], None, file)
+
+
+def test_a_malformed_line_costs_its_own_sample_alone(tmp_path):
+    file = authors_file(tmp_path / "outs.txt")
+    rows = file.read_text().splitlines()
+    file.write_text("\n".join([*rows[:2], rows[2].replace("[SEP_DIAL]", " ", 1), *rows[3:]]) + "\n")
+    lines, skipped = read_predictions(file)
+    assert [(skip.clip_id, skip.reason) for skip in skipped] == [("line 3", "malformed line")]
+    answers = match(lines, SAMPLES, file, malformed=1)
+    assert [answer.id for answer in answers] == ["0", "1", "3", "4", "5"]
+    check_scores(answers, METRICS, file)
+    with pytest.raises(UserError, match="lacks samples of the task: 1 of them, such as 2"):
+        match(lines, SAMPLES, file)

@@ -12,9 +12,10 @@ from tiny import noise
 from benchmarks.compilation import compile_parts
 from diva.audio.frames import pad_clips
 from diva.data.batch import SpeechBatch
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import load_tokenizer
 from diva.training.losses import align_distances, distill_distances
 
 pytestmark = [

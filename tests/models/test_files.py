@@ -3,20 +3,23 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from command_line import environment
+from hub_cache import put, upload_api
 from safetensors.torch import load_file, save_file
 from tiny import noise
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoProcessor
 
 import diva
 from diva.errors import UserError
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
+from diva.models.parts import load_tokenizer
 
-CLIP = noise(1.3, 3)
+CLIP, NAME = noise(1.3, 3), "me/diva-tiny"
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 
 
@@ -61,10 +64,11 @@ def test_the_auto_classes_know_it(export, answer):
 
 FOREIGN = """
 import sys
-sys.modules["diva"] = None  # whoever imports it fails
+for name in ("diva", "gguf", "lightning", "hydra"):
+    sys.modules[name] = None  # whoever imports it fails
 import numpy as np, torch
 from transformers import AutoModel, AutoProcessor
-folder, saved = sys.argv[1:]
+folder, saved, pushed = sys.argv[1:]
 model = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype="float32")
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 clip = (np.random.default_rng(3).standard_normal(int(1.3 * 16_000)) * 0.1).astype(np.float32)
@@ -72,24 +76,61 @@ chat = [{"role": "user", "content": [{"type": "audio", "audio": clip}]}]
 batch = processor.apply_chat_template(chat, tokenize=True, return_dict=True)
 ids = model.generate(**batch, max_new_tokens=6, do_sample=False)[:, batch["input_ids"].shape[1]:]
 model.save_pretrained(saved)
+if pushed:
+    model.push_to_hub(pushed)
 print("ANSWER" + processor.batch_decode(ids, skip_special_tokens=True)[0] + "END")
 """
 
 
 @pytest.mark.integration
 def test_it_loads_where_diva_is_not_installed(export, answer, tmp_path, shared_cache):
-    variables = environment(shared_cache) | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-    saved = [tmp_path / "once", tmp_path / "twice"]
-    for source, target in zip([export, saved[0]], saved, strict=True):
-        done = subprocess.run(
-            [sys.executable, "-c", FOREIGN, str(source), str(target)],
-            env=variables, capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert "Do you wish to run the custom code?" not in done.stdout  # permission was given once, for all
-        assert done.stdout.split("ANSWER")[1].split("END")[0] == answer
+    """From its folder; then what that process has pushed, from the hub by its name."""
+    once, twice, pushed = (tmp_path / name for name in ("once", "twice", "pushed"))
+    with upload_api(pushed) as url:
+        variables = {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_x"}
+        assert foreign(tmp_path, shared_cache, export, once, NAME, **variables) == answer
+    assert {file.name for file in pushed.iterdir()} == {file.name for file in export.iterdir()} | {
+        "README.md"
+    }
+    put(tmp_path / "hub", NAME, pushed)
+    variables = {"HF_HUB_CACHE": str(tmp_path / "hub")}
+    assert foreign(tmp_path, shared_cache, NAME, twice, "", **variables) == answer
     for file in export.glob("*.py"):
-        assert (saved[1] / file.name).read_text() == file.read_text()
+        assert (twice / file.name).read_text() == file.read_text()
+
+
+def foreign(tmp_path, cache, *given, **more) -> str:
+    """What FOREIGN answers in a process of its own."""
+    variables = environment(cache) | {"HF_MODULES_CACHE": str(tmp_path / "modules")} | more
+    done = subprocess.run(
+        [sys.executable, "-c", FOREIGN, *map(str, given)],
+        env=variables, capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Do you wish to run the custom code?" not in done.stdout  # permission was given once, for all
+    return done.stdout.split("ANSWER")[1].split("END")[0]
+
+
+def test_exported_code_is_that_of_the_package(export):
+    package = Path(diva.__file__).parent
+    for file in export.glob("*.py"):
+        rooms = (package / "models", package / "audio", package)
+        source = next(room / file.name for room in rooms if (room / file.name).is_file())
+        lines = zip(source.read_text().splitlines(), file.read_text().splitlines(), strict=True)
+        changed = [(ours, theirs) for ours, theirs in lines if ours != theirs]
+        assert all(ours.startswith("from ..") and theirs.startswith("from .") for ours, theirs in changed)
+        assert "from .." not in file.read_text().replace("`from ..", "")
+
+
+@pytest.mark.parametrize("by", ["config", "auto"])
+def test_a_config_alone_makes_a_model_of_random_weights(export, model, by):
+    config = diva.DivaConfig.from_pretrained(export, dtype=None)
+    config.frozen_dtype = "float32"
+    made = diva.DivaForConditionalGeneration(config) if by == "config" else AutoModel.from_config(config)
+    state, own = made.state_dict(), model.state_dict()
+    assert {name: value.shape for name, value in state.items()} == {n: v.shape for n, v in own.items()}
+    assert not torch.equal(state["llm.model.embed_tokens.weight"], own["llm.model.embed_tokens.weight"])
+    assert len(made.generate([CLIP], max_new_tokens=2)) == 1
 
 
 def test_a_full_export_needs_nothing_else(model, answer, tmp_path, tiny_llm, tiny_whisper):
@@ -163,4 +204,4 @@ def test_what_is_no_model_is_said_in_one_line(export, model, tmp_path):
     with pytest.raises(TypeError, match="takes no 'quantization_config'"):
         load(export, quantization_config={})
     with pytest.raises(TypeError, match="takes full and layout"):
-        model.save_pretrained(tmp_path, max_shard_size="1GB")
+        model.save_pretrained(tmp_path, variant="fp16")

@@ -9,8 +9,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from diva.audio.frames import pad_clips
 from diva.models.adapter import grouped_attention
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
+from diva.models.parts import load_tokenizer
 
 LOOKS_ANYWHERE, CAUSAL = (
     SimpleNamespace(is_causal=False, training=False),

@@ -9,9 +9,10 @@ from transformers import AutoModelForCausalLM, WhisperModel
 from diva.audio.frames import pad_clips, padded_samples
 from diva.errors import UserError
 from diva.models.adapter import GROUPED, pooling_matrix
-from diva.models.build import build, load_tokenizer, start_among_embeddings, start_from_shared_tokens
+from diva.models.build import build, start_among_embeddings, start_from_shared_tokens
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import load_tokenizer
 
 Q = 12
 

@@ -7,7 +7,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperFe
 
 from benchmarks.published import Published
 from diva import DivaConfig, DivaForConditionalGeneration
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build
+from diva.models.parts import load_tokenizer
 
 LLAMA3_TEMPLATE = (
     "{% for m in messages %}{% if loop.first %}<|endoftext|>{% endif %}"

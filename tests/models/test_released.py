@@ -9,85 +9,32 @@ import pytest
 import soundfile
 import torch
 from command_line import command, environment, run
-from hub_cache import put, shard
+from hub_cache import put, shard, write_config
 from huggingface_hub import constants
+from released_layouts import (
+    CLIP,
+    DIVA,
+    LLAMA,
+    QWEN,
+    REFERENCES,
+    SMALL,
+    WHISPER,
+    answers,
+    frozen_parts,
+    torch_weights,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny import make_tokenizer, make_whisper, noise
-from transformers import AutoModel, AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM, WhisperModel
+from transformers import AutoModel, WhisperModel
 
-from diva import DivaForConditionalGeneration
 from diva.config import check_overrides, make
 from diva.errors import UserError
 from diva.evaluation.samples import Instruction, Sample
 from diva.evaluation.systems.local import Diva
 from diva.models import pretrained
-from diva.models.build import build, load_tokenizer
-from diva.models.configuration import DivaConfig
 from diva.models.load import load_model
 from diva.models.pretrained import ADAPTER_WEIGHTS, adapter_files, resolve
 from diva.serving.demo import Demo
-
-DIVA = "WillHeld/DiVA-llama-3-v0-8b"
-WHISPER, LLAMA = "openai/whisper-large-v3", "meta-llama/Meta-Llama-3-8B-Instruct"
-REFERENCES = {"reference_encoder": WHISPER, "reference_decoder": LLAMA}
-CLIP = noise(1.3, 3)
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch, tiny_whisper, tiny_llm):
-    """A cache of the hub that holds the paper's frozen parts, and no network behind it."""
-    hub = tmp_path / "hub"
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    put(hub, WHISPER, tiny_whisper)
-    put(hub, LLAMA, tiny_llm)
-    return hub
-
-
-@pytest.fixture
-def authors(tmp_path, export, tiny_llm):
-    """The files of the first release: one file of weights, and the tokenizer's beside them."""
-    folder = tmp_path / "v0-8b"
-    DivaForConditionalGeneration.from_pretrained(export).save_pretrained(folder, layout="released")
-    write_config(folder, **REFERENCES)
-    for file in ("tokenizer_config.json", "tokenizer.json"):
-        shutil.copy(tiny_llm / file, folder / file)
-    (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
-    return folder
-
-
-def write_config(folder, model_type="diva", **references):
-    values = {
-        "architectures": ["DiVAModel"],
-        "model_type": model_type,
-        "torch_dtype": "float32",
-        **references,
-    }
-    values["auto_map"] = {"AutoConfig": "configuring_diva.DiVAConfig", "AutoModel": "modeling_diva.DiVAModel"}
-    (folder / "config.json").write_text(json.dumps(values))
-
-
-def frozen_parts(tiny_whisper, tiny_llm) -> dict[str, torch.Tensor]:
-    """The LLM and the encoder as the authors' shards hold them."""
-    llm = AutoModelForCausalLM.from_pretrained(tiny_llm, dtype=torch.float32).state_dict()
-    encoder = WhisperModel.from_pretrained(tiny_whisper).encoder.state_dict()
-    return {f"decoder.{key}": value.clone() for key, value in llm.items()} | {
-        f"encoder.{key}": value for key, value in encoder.items()
-    }
-
-
-def answers(model) -> list[str]:
-    return model.generate([CLIP], max_new_tokens=6)
-
-
-@pytest.fixture
-def expected(export):
-    """What the adapter answers on Whisper's whole window, as the published code runs it."""
-    model = load_model(str(export))
-    model.encoder.context = "full"
-    return answers(model)
-
 
 # ---- one file
 
@@ -150,7 +97,7 @@ class Spy:
 def test_of_shards_only_the_adapter_is_read(hub, authors, expected, tiny_whisper, tiny_llm, monkeypatch):
     shard(authors, frozen_parts(tiny_whisper, tiny_llm))
     put(hub, DIVA, authors)
-    monkeypatch.setattr("diva.models.released.safe_open", Spy)
+    monkeypatch.setattr("diva.models.folders.safe_open", Spy)
     assert answers(load_model(DIVA)) == expected
     assert len(adapter_files(authors)) == 4
     assert Spy.asked
@@ -198,15 +145,6 @@ def test_only_shards_with_the_adapter_are_downloaded(authors, monkeypatch, tmp_p
 
 
 # ---- no word about what it was made of
-
-
-@pytest.fixture
-def nameless(hub, authors, tiny_whisper, tiny_llm):
-    """The authors' distill-only and token-align models: shards, and no references in the config."""
-    write_config(authors)
-    shard(authors, frozen_parts(tiny_whisper, tiny_llm))
-    put(hub, "WillHeld/nameless", authors)
-    return "WillHeld/nameless"
 
 
 def test_a_checkpoint_that_names_no_parts_asks_for_them_in_one_line(nameless):
@@ -258,48 +196,6 @@ def test_given_parts_answer_on_the_command_line(hub, nameless, expected, tmp_pat
 
 
 # ---- the Cantonese fork: another Whisper, a Qwen, and the encoder trained too
-
-SMALL, QWEN = "alvanlii/whisper-small-cantonese", "hon9kon9ize/CantoneseLLMChat-v1.0-7B"
-
-
-@pytest.fixture
-def fork(hub, tmp_path):
-    """A model on other parts, its encoder no longer the named one's."""
-    tokenizer = make_tokenizer()
-    config = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=24, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
-        pad_token_id=tokenizer.pad_token_id, initializer_range=0.2,
-    )  # fmt: skip
-    torch.manual_seed(11)
-    Qwen2ForCausalLM(config).save_pretrained(tmp_path / "qwen")
-    tokenizer.save_pretrained(tmp_path / "qwen")
-    put(hub, QWEN, tmp_path / "qwen")
-    put(hub, SMALL, make_whisper(tmp_path / "small"))
-    made = DivaConfig(
-        {"name": SMALL, "context": "full"},
-        {"num_query_tokens": 16, "projection_init": "default"},
-        {"name": QWEN, "prompt_layout": "released"},
-        "float32",
-    )
-    model = build(made, load_tokenizer(QWEN))
-    torch.nn.init.normal_(model.adapter.projection.weight)
-    for parameter in model.encoder.whisper.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-def torch_weights(model) -> tuple[dict, dict]:
-    """The Q-Former and the encoder as torch names them in the published model class."""
-    released = WhisperModel.from_pretrained(resolve(SMALL)).decoder
-    adapter = model.adapter
-    released.layers.load_state_dict(adapter.layers.state_dict())
-    released.layer_norm.load_state_dict(adapter.norm.state_dict())
-    released.embed_positions.weight.data[: len(adapter.positions)] = adapter.positions.data
-    qformer = {f"decoder.{key}": value for key, value in released.state_dict().items()}
-    qformer |= {"query_tokens": adapter.query_tokens.data}
-    qformer |= {f"projection.{key}": value.data for key, value in adapter.projection.named_parameters()}
-    return qformer, dict(model.encoder.whisper.state_dict())
 
 
 @pytest.mark.parametrize("form", ["pth", "qformer.", "connector."])

@@ -6,7 +6,7 @@ import pytest
 
 from diva.config import make
 from diva.errors import UserError
-from diva.models.build import load_tokenizer
+from diva.models.parts import load_tokenizer
 from diva.models.pretrained import WHEELS, resolve
 from diva.models.prompts import user_turn
 from diva.models.skeleton import SHIPPED, StandInTokenizer, architecture

@@ -12,9 +12,10 @@ from transformers import AutoProcessor, WhisperModel
 
 from diva.audio.frames import pad_clips
 from diva.errors import UserError
-from diva.models.build import build, load_tokenizer, start_from_shared_tokens
+from diva.models.build import build, start_from_shared_tokens
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import load_tokenizer
 from diva.plan import compose
 from diva.planning.counting import Work, count_flops
 from diva.planning.run import Run

@@ -14,9 +14,10 @@ from torch import Tensor
 from diva.audio.frames import pad_clips
 from diva.data.batch import SpeechBatch
 from diva.errors import UserError
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import load_tokenizer
 from diva.training import losses as losses_module
 from diva.training.answers import Answer, AnswerSettings, AnswerTable, Continuation, answer, cut, make_answers
 from diva.training.frozen import FrozenParts, TeacherTable

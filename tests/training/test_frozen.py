@@ -12,9 +12,10 @@ from diva.data.batch import SpeechBatch
 from diva.data.corpora.common_voice import CommonVoice
 from diva.data.decoded import decode_once
 from diva.data.manifest import Manifest
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import load_tokenizer
 from diva.training.frozen import FrameTable, FrozenParts, Precompute, TeacherTable
 from diva.training.transcripts import Transcripts
 

@@ -18,8 +18,9 @@ from diva.audio.frames import pad_clips
 from diva.data.batch import SpeechBatch
 from diva.data.corpora.common_voice import CommonVoice
 from diva.errors import UserError
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
+from diva.models.parts import load_tokenizer
 from diva.training.distributed.devices import peak_tflops
 from diva.training.frozen import FrozenParts
 

@@ -13,9 +13,10 @@ from benchmarks.measure import Parts
 from benchmarks.step import OurTraining, Variant
 from diva.audio.frames import pad_clips
 from diva.data.batch import SpeechBatch
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import load_tokenizer
 from diva.models.skeleton import architecture
 from diva.planning.calibration import stage_seconds
 from diva.planning.counting import Batch, Work, count_bytes, count_flops

@@ -14,9 +14,10 @@ from lightning import Trainer
 from diva.audio.frames import pad_clips
 from diva.config import check_overrides
 from diva.errors import UserError
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build
 from diva.models.configuration import AdapterConfig
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import load_tokenizer
 from diva.run import make_data, make_module
 from diva.training.frozen import Precompute
 

@@ -25,7 +25,7 @@ from diva.audio.frames import SAMPLE_RATE, windows
 from diva.errors import UserError
 from diva.evaluation.labels import OnlyTokens, label_tokens
 from diva.evaluation.samples import Instruction, Sample
-from diva.models.files import export_folder, read
+from diva.models.folders import export_folder, read
 from diva.models.load import load_model
 from diva.models.pretrained import adapter_files, resolve
 from diva.models.processing import pad_left

@@ -17,9 +17,10 @@ from torch.distributed.tensor import DTensor
 import diva.training.distributed.checks
 from diva.config import CONFIG_DIR, check_overrides
 from diva.errors import UserError
-from diva.models.build import build, load_tokenizer
+from diva.models.build import build
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import load_tokenizer
 from diva.run import make_trainer
 from diva.train import check_shared_folder
 from diva.training.distributed.activation_checkpointing import checkpoint_activations

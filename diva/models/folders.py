@@ -1,0 +1,89 @@
+"""The folder of a model: which files it has, what they hold, how they are written.
+
+An export holds `config.json`, the adapter in `model.safetensors`, the tokenizer (for AutoProcessor alone: a model
+takes its LLM's) and the code that it loads with (`remote_code`). The frozen parts are named in `config.json`, or lie
+beside it. What the published layouts mean is in `released`.
+"""
+
+import json
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..errors import UserError
+from ..files import written_whole
+from .configuration import DivaConfig
+from .pretrained import ADAPTER_WEIGHTS, FORK_FILES, adapter_files, is_fork, resolve
+from .released import ENCODER, QFORMERS, Checkpoint, State, from_released, is_released
+
+WEIGHTS = "model.safetensors"
+
+
+def export_folder(name: str | Path) -> Path:
+    """Where the files of `name` are. Raises UserError where there are none."""
+    folder = Path(name).expanduser()
+    if (folder / "export").is_dir():
+        return folder / "export"
+    if folder.is_dir() and not (folder / "config.json").is_file() and not is_fork(folder):
+        raise UserError(
+            f"{folder} is neither a run that has ended (it would have export/) nor an export (config.json)"
+        )
+    return resolve(str(name), diva=True)
+
+
+def read(folder: Path, llm: str | None = None, encoder: str | None = None) -> Checkpoint:
+    """An export or a released checkpoint; `llm` and `encoder` name its frozen parts in place of its config.json.
+
+    Raises UserError for what is no DiVA, and where nothing says of what it was made.
+    """
+    try:
+        described = (folder / "config.json").is_file() or not is_fork(folder)
+        values = json.loads((folder / "config.json").read_text()) if described else {}
+        state = read_weights(folder, ("",)) if "adapter" in values else read_weights(folder)
+    except (OSError, ValueError, SafetensorError, UnpicklingError) as error:
+        raise UserError(f"{folder} is not a readable export: {error}") from error
+    names = {part: name for part, name in (("llm", llm), ("encoder", encoder)) if name}
+    if "adapter" in values:
+        return Checkpoint(_beside(DivaConfig.from_dict(values, **names), folder), state)
+    if "reference_encoder" in values or is_released(state):
+        return from_released(values, state, folder, names)
+    raise UserError(f"{folder}/config.json is of a {values.get('model_type', 'model')}, not of a DiVA")
+
+
+def read_weights(folder: Path, prefixes: tuple[str, ...] = ADAPTER_WEIGHTS) -> State:
+    """The weights whose names begin with one of `prefixes`; of others in the same files not a byte is read."""
+    if is_fork(folder):
+        qformer, encoder = (
+            torch.load(folder / file, map_location="cpu", weights_only=True) for file in FORK_FILES
+        )
+        below = {QFORMERS[1] + name: value for name, value in qformer.items()}
+        return below | {ENCODER + name: value for name, value in encoder.items()}
+    state: State = {}
+    for file in adapter_files(folder):
+        with safe_open(folder / file, framework="pt") as tensors:
+            names = [name for name in tensors.keys() if name.startswith(prefixes)]  # noqa: SIM118
+            state |= {name: tensors.get_tensor(name) for name in names}
+    return state
+
+
+def _beside(config: DivaConfig, folder: Path) -> DivaConfig:
+    """Frozen parts that an export brings along are named by their folder in it."""
+    for part in ("encoder", "llm"):
+        value = getattr(config, part)
+        if value.name == part and (folder / part).is_dir():
+            setattr(config, part, type(value)(**(vars(value) | {"name": str(folder / part)})))
+    return config
+
+
+@torch.no_grad()
+def write(folder: Path, config: dict[str, Any], state: State) -> None:
+    """Weights and config.json, which comes last: with it the folder is complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    with written_whole(folder / WEIGHTS) as file:
+        save_file(tensors, file, metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,112 @@
+"""What a DiVA is made of: a frozen encoder, a frozen LLM with its processor, and the adapter between them."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    WhisperModel,
+)
+
+from ..errors import UserError
+from .adapter import MLPAdapter, QFormerAdapter
+from .configuration import AdapterConfig, DivaConfig
+from .pretrained import resolve
+from .processing import DivaProcessor
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The frozen parts of a DiVA, encoder and LLM in the precision in which they are held."""
+
+    whisper: WhisperModel  # its encoder hears; a Q-Former has the shape of its decoder and may start from it
+    llm: PreTrainedModel
+    processor: DivaProcessor  # with the LLM's tokenizer
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of an LLM, with its chat template."""
+    return AutoTokenizer.from_pretrained(resolve(name))
+
+
+def load_parts(
+    config: DivaConfig, tokenizer: PreTrainedTokenizerBase | None = None, device_map: Any = None
+) -> Parts:
+    """The parts that a config names, with their weights; `tokenizer` is the LLM's, where it is loaded already."""
+    dtype = getattr(torch, config.frozen_dtype)
+    llm = AutoModelForCausalLM.from_pretrained(
+        resolve(config.llm.name),
+        dtype=dtype,
+        attn_implementation=config.llm.attention,
+        device_map=device_map,
+    )
+    whisper = load_whisper(config)
+    whisper.encoder.to(dtype)  # its decoder is what an adapter starts from, in float32
+    return Parts(whisper, llm, _processor(config, tokenizer, llm))
+
+
+def load_whisper(config: DivaConfig) -> WhisperModel:
+    """The Whisper that a config names, in float32."""
+    folder = resolve(config.encoder.name)
+    return WhisperModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+
+
+def random_parts(
+    config: DivaConfig,
+    whisper: PreTrainedConfig | None = None,
+    llm: PreTrainedConfig | None = None,
+    processor: DivaProcessor | None = None,
+) -> Parts:
+    """The parts that a config names with random weights; what is given stands for what their folders hold."""
+    dtype = getattr(torch, config.frozen_dtype)
+    whisper = whisper or AutoConfig.from_pretrained(resolve(config.encoder.name))
+    llm = llm or AutoConfig.from_pretrained(resolve(config.llm.name))
+    hearing = AutoModel.from_config(copy.deepcopy(whisper), dtype=dtype, attn_implementation="sdpa")
+    reading = AutoModelForCausalLM.from_config(
+        copy.deepcopy(llm), dtype=dtype, attn_implementation=config.llm.attention
+    )
+    return Parts(hearing, reading, processor or _processor(config, None, reading))
+
+
+def _processor(
+    config: DivaConfig, tokenizer: PreTrainedTokenizerBase | None, llm: PreTrainedModel
+) -> DivaProcessor:
+    return DivaProcessor(
+        # Never the one beside an export's config.json: transformers would read that config for it, which is no text
+        # model's.
+        tokenizer or load_tokenizer(config.llm.name),
+        num_virtual_tokens=config.adapter.num_virtual_tokens,
+        tokens_per_second=config.adapter.tokens_per_second,
+        audio_token_id=len(embedding_matrix(llm)),
+        system_prompt=config.llm.system_prompt,
+        prompt_layout=config.llm.prompt_layout,
+    )
+
+
+def embedding_matrix(model: PreTrainedModel) -> Tensor:
+    """The input embeddings of a language model's tokens, [V, D]."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def make_adapter(config: AdapterConfig, whisper: PreTrainedConfig, llm_width: int) -> nn.Module:
+    """An adapter of random weights behind an encoder of this Whisper and before an LLM of this width."""
+    limit = whisper.max_target_positions
+    if config.num_query_tokens > limit:
+        raise UserError(
+            f"model.adapter.num_query_tokens={config.num_query_tokens} is more than the {limit} positions of"
+            " the Whisper decoder that they go through"
+        )
+    if config.kind == "mlp":
+        return MLPAdapter(whisper, config.num_query_tokens, llm_width)
+    return QFormerAdapter(whisper, config.num_query_tokens, llm_width, config.stack)

@@ -1,0 +1,48 @@
+"""The code that an export carries, so that it loads with `trust_remote_code` where diva is not installed.
+
+transformers takes a module and the modules beside it that it imports (`from .adapter import ...`), from one folder
+without folders in it, and refuses to load where one of them imports a package that is missing
+(`transformers.dynamic_module_utils`). So an export holds copies of these modules side by side, and none of them imports
+diva, Lightning, Hydra or gguf outside a `try`.
+"""
+
+import re
+from pathlib import Path
+
+# Modules of this folder, or by the way from it.
+_MODULES = (
+    "modeling",
+    "generation",
+    "configuration",
+    "processing",
+    "prompts",
+    "parts",
+    "adapter",
+    "encoder",
+    "folders",
+    "released",
+    "remote_code",
+    "pretrained",
+    *(f"../audio/{name}" for name in ("frames", "log_mel", "decoding", "containers", "foreign")),
+    "../errors",
+    "../files",
+)
+AUTO_MAP = {
+    "AutoConfig": "configuration.DivaConfig",
+    **dict.fromkeys(
+        ("AutoModel", "AutoModelForCausalLM", "AutoModelForMultimodalLM"),
+        "modeling.DivaForConditionalGeneration",
+    ),
+    "AutoProcessor": "processing.DivaProcessor",
+}
+
+
+def write_code(folder: Path) -> None:
+    """Copy the modules. `from ..audio.frames import` becomes `from .frames import`; nothing else changes."""
+    here = Path(__file__).parent
+    for module in _MODULES:
+        name = module.rpartition("/")[2]
+        inside = here / f"{name}.py"  # of an export, whose modules all lie here
+        source = inside if inside.is_file() else here / f"{module}.py"
+        copy = re.sub(r"^(\s*from )\.\.(\w+\.)?(?=\w)", r"\1.", source.read_text(), flags=re.M)
+        (folder / f"{name}.py").write_text(copy)
