@@ -12,8 +12,10 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import uvicorn
 
@@ -60,15 +62,18 @@ def main() -> None:
     )
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    serve(service, listener, arguments.timeout, f"diva: {model_path} as {arguments.name!r} at {url}/v1")
+    ready = f"diva: {model_path} as {arguments.name!r} at {url}/v1"
+    serve(service, listener, arguments.timeout, ready, arguments.allow_origin)
 
 
-def serve(service: "Service", listener: socket.socket, timeout: float, ready: str) -> None:
+def serve(
+    service: "Service", listener: socket.socket, timeout: float, ready: str, origins: Sequence[str]
+) -> None:
     """Run until SIGTERM or SIGINT, then end what is running; new connections are refused meanwhile."""
     from diva.serving.app import create_app
 
     config = uvicorn.Config(
-        create_app(service),
+        create_app(service, origins),
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -120,6 +125,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def origin(text: str) -> str:
+    """An option's type: what a browser calls the origin of a page, or * for all pages."""
+    parts = urlsplit(text)
+    if text != "*" and (not parts.netloc or text != f"{parts.scheme}://{parts.netloc}"):
+        raise argparse.ArgumentTypeError(f"{text} is no origin; an origin is like https://example.org:8080")
+    return text
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="diva.serve", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
@@ -128,20 +141,33 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--name", default="diva", help="of the model, for clients")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 is open to others: set DIVA_API_KEY")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
+    parser.add_argument(
+        "--allow-origin",
+        type=origin,
+        action="append",
+        default=[],
+        help="whose pages may ask from a browser, such as https://example.org; once for each, * for all",
+    )
     parser.add_argument("--dtype", help="precision of the frozen parts; float32 on a CPU unless given")
-    parser.add_argument("--max-batch", type=count, default=16, help="requests generated together")
+    parser.add_argument("--max-batch", type=count, default=16, help="answers generated together")
     parser.add_argument(
         "--max-batch-tokens", type=count, default=8192, help="of prompts and answers in a batch"
     )
     parser.add_argument(
-        "--max-wait-ms", type=positive, default=5, help="how long a request waits for company"
+        "--max-wait-ms",
+        type=positive,
+        default=5,
+        help="how long the first request to an idle server waits for others",
     )
     parser.add_argument("--max-queue", type=count, default=256, help="requests that wait; others get 429")
     parser.add_argument("--timeout", type=positive, default=120, help="seconds for a whole request")
     parser.add_argument("--max-body-mb", type=positive, default=32, help="MiB of a request's body")
     parser.add_argument("--max-audio-seconds", type=positive, default=600, help="of all clips of a request")
     parser.add_argument(
-        "--max-new-tokens", type=count, default=512, help="the most that max_tokens may ask for"
+        "--max-new-tokens",
+        type=count,
+        default=512,
+        help="the most of an answer, whatever is asked for",
     )
     add_parts(parser)
     return parser.parse_args()

@@ -47,7 +47,9 @@ def decode(
     early, zero length, too long, out of range, silence).
     """
     name = "bytes" if isinstance(source, bytes) else str(source)
-    with _open(source, name) as file:
+    # A browser's hour of speech is a few MB: not all of it is decoded to find that it is too long.
+    longest = offset + max_seconds if duration is None else math.inf
+    with _open(source, name, longest) as file:
         samples, rate = _read(file, name, max_seconds, offset, duration), file.samplerate
     return to_mono_16khz(samples, rate, name)
 
@@ -73,12 +75,6 @@ def duration_of(
     return seconds
 
 
-def container_of(source: bytes) -> str:
-    """libsndfile's name of the format that these bytes are in. Raises AudioFault."""
-    with _open(source, "the clip") as file:
-        return file.format
-
-
 class _SoundFile(soundfile.SoundFile):
     """One that does not seek in a file of unknown length, which libsndfile says it can."""
 
@@ -87,14 +83,17 @@ class _SoundFile(soundfile.SoundFile):
 
 
 @contextmanager
-def _open(source: str | Path | bytes, name: str) -> Iterator[soundfile.SoundFile]:
-    """The audio, such that all of it can be read. What the libraries raise on the way becomes an AudioFault."""
+def _open(source: str | Path | bytes, name: str, longest: float = math.inf) -> Iterator[soundfile.SoundFile]:
+    """The audio, such that all of it can be read; AudioFault for what only PyAV reads and exceeds `longest` seconds.
+
+    What the libraries raise on the way becomes an AudioFault too.
+    """
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise AudioFault("missing file", name)
     try:
         # By Python, not by libsndfile, which knows only names that are UTF-8.
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as raw:
-            whole = _whole(raw, name)
+            whole = _whole(raw, name, longest)
             with _SoundFile(whole) as file:
                 check_log(file.extra_info, file.format, name)
                 try:
@@ -111,7 +110,7 @@ def _open(source: str | Path | bytes, name: str) -> Iterator[soundfile.SoundFile
         raise AudioFault("damaged audio", f"{name}: {problem}") from error
 
 
-def _whole(raw: BinaryIO, name: str) -> BinaryIO:
+def _whole(raw: BinaryIO, name: str, longest: float) -> BinaryIO:
     """The file such that libsndfile reads all of it. Raises AudioFault where that cannot be."""
     size = raw.seek(0, io.SEEK_END)
     if size == 0:
@@ -128,7 +127,7 @@ def _whole(raw: BinaryIO, name: str) -> BinaryIO:
     ):
         return io.BytesIO(whole)
     if kind := foreign_format(head):
-        return decode_foreign(raw, kind, name)
+        return decode_foreign(raw, kind, name, longest)
     raw.seek(0)
     return raw
 

@@ -27,7 +27,7 @@ def foreign_format(head: bytes) -> str | None:
     return None
 
 
-def decode_foreign(raw: BinaryIO, kind: str, name: str) -> BinaryIO:
+def decode_foreign(raw: BinaryIO, kind: str, name: str, longest: float) -> BinaryIO:
     """The same audio as a wav. Raises AudioFault (unknown format without PyAV, damaged audio, ends early, too long)."""
     try:
         import av
@@ -37,6 +37,7 @@ def decode_foreign(raw: BinaryIO, kind: str, name: str) -> BinaryIO:
             f"{name} is {kind}, which only PyAV reads: pip install av; or convert it: ffmpeg -i FILE FILE.wav",
         ) from None
     raw.seek(0)
+    limit = min(longest, _MAX_SECONDS)
     blocks: list[np.ndarray] = []
     try:
         with av.open(raw, mode="r") as container:
@@ -48,8 +49,8 @@ def decode_foreign(raw: BinaryIO, kind: str, name: str) -> BinaryIO:
             for frame in container.decode(stream):
                 for part in resampler.resample(frame):
                     blocks.append(part.to_ndarray().reshape(-1, part.layout.nb_channels))
-                if frame.time is not None and frame.time > _MAX_SECONDS:
-                    raise AudioFault("too long", f"{name} lasts more than {_MAX_SECONDS} s")
+                if frame.time is not None and frame.time > limit:
+                    raise AudioFault("too long", f"{name} lasts more than the limit of {limit:g} s")
     except av.FFmpegError as error:
         raise AudioFault("damaged audio", f"{name}: {error}") from error
     samples = np.concatenate(blocks) if blocks else np.zeros((0, 1), dtype=np.float32)

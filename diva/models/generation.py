@@ -61,6 +61,32 @@ class SpokenGenerationMixin(GenerationMixin):
         ids = input_ids.masked_fill(heard, self.processor.pad_token_id)
         return ids, self.input_embeddings(input_ids, audio, audio_samples)
 
+    @torch.no_grad()
+    def read(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        audio: Tensor | None = None,
+        audio_samples: Tensor | None = None,
+    ) -> Any:
+        """What DivaProcessor returns -> logits after the last token [B, 1, V], and the cache to go on with.
+
+        It is what `generate` begins with, for a caller that chooses the tokens.
+        """
+        given: dict[str, Any] = {"attention_mask": attention_mask}
+        longer = input_ids.shape[1] > len(self.prefix_ids)
+        same = longer and self._starts_with_prefix(input_ids, given)
+        cache = self._prefix(len(input_ids)) if same else DynamicCache()
+        start = cache.get_seq_length()
+        return self(
+            inputs_embeds=self.input_embeddings(input_ids, audio, audio_samples)[:, start:],
+            position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, start:],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **given,
+        )
+
     def _starts_with_prefix(self, ids: Tensor, kwargs: dict) -> bool:
         """Whether the keys and values of the prefix, computed once, are those of the first tokens of every row."""
         mask, length = kwargs.get("attention_mask"), len(self.prefix_ids)

@@ -49,7 +49,7 @@ def released_user_turn(
     if not system:
         return prompt
     turn = [{"role": "user", "content": [{"type": "audio"}]}]
-    rendered, gap = _render(tokenizer, turn, True, template_kwargs)
+    rendered, gap, _ = _render(tokenizer, turn, True, template_kwargs)
     lines = [line for line in rendered.split(gap)[0].split("\n") if line.strip()]
     prefix = [lines[0] + "\n", system, "\n" + lines[-1] + "\n"]
     return Prompt([token for part in prefix for token in encode(tokenizer, part)], prompt.suffix_ids)
@@ -65,10 +65,14 @@ def chat_pieces(
 
     `messages` are as transformers' chat models take them: `content` is a string or a list of
     `{"type": "text", "text": ...}` and `{"type": "audio", ...}`. Each piece is tokenized by itself, as in
-    training, so nothing that is said aloud can merge with the template's tokens.
+    training, so nothing that is said aloud can merge with the template's tokens. A control token of the LLM that
+    is spelt out in a message stays text: it ends no turn.
     """
-    rendered, gap = _render(tokenizer, messages, add_generation_prompt, template_kwargs)
-    return [encode(tokenizer, piece) for piece in rendered.split(gap)]
+    rendered, gap, cut = _render(tokenizer, messages, add_generation_prompt, template_kwargs)
+    return [
+        [token for part in piece.split(cut) for token in encode(tokenizer, part)]
+        for piece in rendered.split(gap)
+    ]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -81,8 +85,8 @@ def _render(
     messages: Sequence[Message],
     add_generation_prompt: bool,
     template_kwargs: Variables | None,
-) -> tuple[str, str]:
-    """The rendered chat, and the string in it that stands for every audio."""
+) -> tuple[str, str, str]:
+    """The rendered chat, the string in it that stands for every audio, and the one that cuts control tokens in two."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template; DiVA needs an instruction-tuned"
@@ -96,22 +100,29 @@ def _render(
             )
     parts = [(_role(message), _parts(message)) for message in messages]
     said = "".join(part["text"] for _, content in parts for part in content if part["type"] == "text")
-    # Plain letters, so that no template trims or escapes it; longer than any such run in what the user wrote.
-    gap = "THESPEECHGOESHERE"
-    while gap in said:
-        gap += "X"
-    flat = [
-        {"role": role, "content": "".join(gap if p["type"] == "audio" else p["text"] for p in content)}
-        for role, content in parts
-    ]
-    text = _apply(tokenizer, flat, variables)
+    gap, cut = _unsaid("THESPEECHGOESHERE", said), _unsaid("NOCONTROLTOKEN", said)
+    control = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    flat = []
+    for role, content in parts:
+        text = "".join(gap if p["type"] == "audio" else p["text"] for p in content)
+        for token in control:
+            text = text.replace(token, token[:1] + cut + token[1:])
+        flat.append({"role": role, "content": text})
+    rendered = _apply(tokenizer, flat, variables)
     audios = sum(part["type"] == "audio" for _, content in parts for part in content)
-    if text.count(gap) != audios:
+    if rendered.count(gap) != audios:
         raise UserError(
-            f"the chat template of {tokenizer.name_or_path} renders {text.count(gap)} of {audios} audios, so"
+            f"the chat template of {tokenizer.name_or_path} renders {rendered.count(gap)} of {audios} audios, so"
             " what is before and after them cannot be told"
         )
-    return text, gap
+    return rendered, gap, cut
+
+
+def _unsaid(mark: str, said: str) -> str:
+    """A string that is not in what was said: of plain letters, so that no template trims or escapes it."""
+    while mark in said:
+        mark += "X"
+    return mark
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict], variables: Variables) -> str:

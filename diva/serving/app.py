@@ -5,33 +5,32 @@ import contextlib
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-)
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.serving.batching import Batcher, BatchLimits
 from diva.serving.listening import Listener, RequestLimits
-from diva.serving.protocol import Answer, ApiError, Completion
+from diva.serving.metrics import Metrics
+from diva.serving.protocol import Answer, ApiError, Completion, Piece, usage
 from diva.serving.rows import Job
 
 # Answered before the body was read: what is left of it has no reader.
 _UNREAD = {401, 408, 413, 415, 429}
 _GONE = 499  # nobody is told; counted in the metrics, under nginx's number
+# Says how many new tokens were allowed, where that is less than the request asked for.
+MAX_TOKENS_HEADER = "x-diva-max-tokens"
+# Which choice, and what has become of it.
+Event = tuple[int, Piece | Completion | Exception]
 _STUCK_SECONDS = 5.0  # that a client may take, past its time, to fetch what is there
 
 
@@ -44,46 +43,27 @@ class ServerLimits:
     body_bytes: int = 32 * 2**20
 
 
-class Metrics:
-    """What /metrics shows."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "diva_requests", "Chat completions by HTTP status", ["status"], registry=self.registry
-        )
-        self.tokens = Counter("diva_tokens", "Tokens of ended answers", ["kind"], registry=self.registry)
-        self.active = Gauge(
-            "diva_active_requests", "Requests that wait or are answered", registry=self.registry
-        )
-        self.seconds = Histogram(
-            "diva_request_seconds",
-            "From a request's first byte to its answer's last",
-            buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120),
-            registry=self.registry,
-        )
-        self.batch_rows = Histogram(
-            "diva_batch_rows",
-            "Requests generated together",
-            buckets=(1, 2, 4, 8, 16, 32, 64),
-            registry=self.registry,
-        )
-
-
 @dataclass
 class Ticket:
     """A request's place in the server, from its first byte to its answer's last."""
 
     deadline: float  # of the event loop's clock, seconds
-    events: asyncio.Queue[str | Completion | Exception] = field(default_factory=asyncio.Queue)
-    job: Job | None = None
+    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
+    jobs: Sequence[Job] = ()
 
 
 class EventStream(StreamingResponse):
     """Server-sent events that give the ticket back however the stream ends."""
 
-    def __init__(self, content: AsyncIterator[str], deadline: float, leave: Callable[[], None]):
-        super().__init__(content, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+    def __init__(
+        self,
+        content: AsyncIterator[str],
+        headers: dict[str, str],
+        deadline: float,
+        leave: Callable[[], None],
+    ):
+        headers = headers | {"cache-control": "no-cache"}
+        super().__init__(content, media_type="text/event-stream", headers=headers)
         self._deadline = deadline
         self._leave = leave
 
@@ -174,8 +154,8 @@ class Service:
         self.metrics.active.inc()
 
         def leave() -> None:
-            if ticket.job is not None:
-                ticket.job.cancelled = True  # frees the row of an answer that nobody waits for
+            for job in ticket.jobs:
+                job.cancelled = True  # frees the row of an answer that nobody waits for
             self._places += 1
             self.metrics.active.dec()
             self.metrics.seconds.observe(loop.time() - came)
@@ -186,22 +166,24 @@ class Service:
         loop = asyncio.get_running_loop()
         body = await self._body(http, ticket.deadline)
 
-        def deliver(event: str | Completion | Exception) -> None:
-            loop.call_soon_threadsafe(ticket.events.put_nowait, event)
+        def deliver(choice: int, what: Piece | Completion | Exception) -> None:
+            loop.call_soon_threadsafe(ticket.events.put_nowait, (choice, what))
 
         listening = loop.run_in_executor(self._pool, self._listener.prepare, body, deliver)
-        request, ticket.job = await self._unless_gone(http, ticket, listening)
-        self.batcher.submit(ticket.job)
+        request, ticket.jobs = await self._unless_gone(http, ticket, listening)
+        allowed = ticket.jobs[0].max_tokens
+        headers = {MAX_TOKENS_HEADER: str(allowed)} if allowed < (request.limit or 0) else {}
+        self.batcher.submit(ticket.jobs)
         # A stream waits for its first piece too, so that what goes wrong before it has its own status.
-        event = await self._unless_gone(http, ticket, ticket.events.get())
+        first = await self._unless_gone(http, ticket, ticket.events.get())
+        if isinstance(first[1], Exception):
+            raise _our_fault() from first[1]
         answer = Answer(request.model, request.include_usage)
-        if isinstance(event, Exception):
-            raise _our_fault() from event
         if request.stream:
-            return EventStream(self._stream(answer, event, ticket), ticket.deadline, leave)
-        assert isinstance(event, Completion)
-        self._count(event)
-        return JSONResponse(answer.whole(event))
+            return EventStream(self._stream(answer, first, ticket), headers, ticket.deadline, leave)
+        completions = await self._unless_gone(http, ticket, _all(first, ticket))
+        self._count(completions)
+        return JSONResponse(answer.whole(completions), headers=headers)
 
     async def _body(self, http: Request, deadline: float) -> bytes:
         """The whole body. Raises ApiError (408, 413, 415); no more than the limit is ever held."""
@@ -243,26 +225,30 @@ class Service:
             future.cancel()
             gone.cancel()
 
-    async def _stream(
-        self, answer: Answer, event: str | Completion | Exception, ticket: Ticket
-    ) -> AsyncIterator[str]:
+    async def _stream(self, answer: Answer, event: Event, ticket: Ticket) -> AsyncIterator[str]:
         """Server-sent events, the first made of `event`; an error ends the stream as an event of its own."""
-        yield _sse(answer.chunk({"role": "assistant", "content": ""}))
+        completions: list[Completion] = []
+        for choice in range(len(ticket.jobs)):
+            yield _sse(answer.first_chunk(choice))
         try:
-            while isinstance(event, str):
-                yield _sse(answer.chunk({"content": event}))
+            while True:
+                choice, what = event
+                if isinstance(what, Exception):
+                    yield _sse(_our_fault().body)
+                    return
+                yield _sse(answer.chunk(choice, what))
+                if isinstance(what, Completion):
+                    completions.append(what)
+                    if len(completions) == len(ticket.jobs):
+                        break
                 async with asyncio.timeout_at(ticket.deadline):
                     event = await ticket.events.get()
         except TimeoutError:
             yield _sse(self._too_late().body)
             return
-        if isinstance(event, Exception):
-            yield _sse(_our_fault().body)
-            return
-        self._count(event)
-        yield _sse(answer.chunk({}, event.finish_reason))
+        self._count(completions)
         if answer.include_usage:
-            yield _sse(answer.usage_chunk(event))
+            yield _sse(answer.usage_chunk(completions))
         yield "data: [DONE]\n\n"
 
     def _too_late(self) -> ApiError:
@@ -270,9 +256,24 @@ class Service:
             504, f"no answer within {self._limits.timeout:g} s", kind="timeout_error", code="timeout"
         )
 
-    def _count(self, completion: Completion) -> None:
-        self.metrics.tokens.labels("prompt").inc(completion.prompt_tokens)
-        self.metrics.tokens.labels("completion").inc(completion.completion_tokens)
+    def _count(self, completions: Sequence[Completion]) -> None:
+        counted = usage(completions)
+        self.metrics.tokens.labels("prompt").inc(counted["prompt_tokens"])
+        self.metrics.tokens.labels("completion").inc(counted["completion_tokens"])
+
+
+async def _all(event: Event, ticket: Ticket) -> list[Completion]:
+    """How each choice ended, in their order, the first end being `event`. Raises ApiError (500)."""
+    ended: dict[int, Completion] = {}
+    while True:
+        choice, what = event
+        if isinstance(what, Exception):
+            raise _our_fault() from what
+        assert isinstance(what, Completion)
+        ended[choice] = what
+        if len(ended) == len(ticket.jobs):
+            return [ended[number] for number in sorted(ended)]
+        event = await ticket.events.get()
 
 
 def _sse(event: dict) -> str:
@@ -283,12 +284,31 @@ def _our_fault() -> ApiError:
     return ApiError(500, "the server failed on this request; its log says why", kind="server_error")
 
 
-def create_app(service: Service) -> FastAPI:
-    """The routes and the errors' JSON around a service."""
+def create_app(service: Service, origins: Sequence[str] = ()) -> FastAPI:
+    """The routes and the errors' JSON around a service; pages from `origins` may read the answers."""
     app = FastAPI(lifespan=service.lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=[MAX_TOKENS_HEADER, "retry-after"],
+        )
     private = [Depends(service.authorize)]
     model = {"id": service.name, "object": "model", "created": service.created, "owned_by": "diva"}
     app.post("/v1/chat/completions", dependencies=private, response_model=None)(service.chat_completions)
+
+    @app.post("/v1/audio/transcriptions", dependencies=private)
+    @app.post("/v1/audio/translations", dependencies=private)
+    async def transcripts() -> None:
+        raise ApiError(
+            404,
+            "DiVA answers what is said and writes no transcripts: send the clip to /v1/chat/completions, and ask"
+            " a speech recogniser such as Whisper for a transcript",
+            code="unsupported_route",
+            headers={"connection": "close"},  # the clip was not read
+        )
 
     @app.get("/v1/models", dependencies=private)
     async def models() -> dict:
@@ -311,6 +331,13 @@ def create_app(service: Service) -> FastAPI:
     async def metrics() -> Response:
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    _shape_errors(app)
+    return app
+
+
+def _shape_errors(app: FastAPI) -> None:
+    """Whatever goes wrong is told as OpenAI does."""
+
     @app.exception_handler(ApiError)
     async def told(http: Request, error: ApiError) -> JSONResponse:
         close = {"connection": "close"} if error.status in _UNREAD else {}
@@ -324,5 +351,3 @@ def create_app(service: Service) -> FastAPI:
     @app.exception_handler(Exception)
     async def our_fault(http: Request, error: Exception) -> JSONResponse:
         return JSONResponse(_our_fault().body, 500)
-
-    return app

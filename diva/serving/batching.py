@@ -1,4 +1,4 @@
-"""Dynamic batching: one thread owns the model, requests that wait together are generated together."""
+"""Continuous batching: one thread owns the model; who comes joins those who are being answered."""
 
 import logging
 import time
@@ -8,40 +8,39 @@ from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Any
 
-from transformers import LogitsProcessorList, StoppingCriteriaList
-
 from diva.audio.frames import SAMPLE_RATE
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.serving.rows import Job, Row, RowEnds, RowSampling
+from diva.serving.decoding import RunningBatch
+from diva.serving.rows import Job, Row
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """What fits into one batch. A job that is larger than the last two runs alone."""
+    """What is answered at a time. A job that is larger than the last two runs alone."""
 
     rows: int = 16
-    wait_seconds: float = 0.005  # for company, from when the first job of a batch came
-    tokens: int = 8192  # rows times the longest prompt and answer
-    audio_seconds: float = 600.0  # windows times the longest window
+    wait_seconds: float = 0.005  # for company, from when the first job came to an idle model
+    tokens: int = 8192  # rows times the longest prompt with its answer
+    audio_seconds: float = 600.0  # that are heard together: windows times the longest window
 
 
 class Batcher:
     """Answers jobs in the order in which they came, several at a time.
 
-    A batch runs until its last row has ended; who comes meanwhile waits for the next one.
+    Between two tokens those who wait are admitted, as far as they fit, and those who have ended leave.
     """
 
     def __init__(
         self,
         model: DivaForConditionalGeneration,
         limits: BatchLimits,
-        on_batch: Callable[[int], Any],
+        on_step: Callable[[int], Any],
     ):
         self._model = model
         self._limits = limits
-        self._on_batch = on_batch
+        self._on_step = on_step
         end = model.generation_config.eos_token_id
         self._end_tokens = set(end if isinstance(end, list) else [end])
         self._waiting: deque[tuple[float, Job]] = deque()  # with when they came
@@ -52,9 +51,9 @@ class Batcher:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, jobs: Sequence[Job]) -> None:
         with self._changed:
-            self._waiting.append((time.monotonic(), job))
+            self._waiting.extend((time.monotonic(), job) for job in jobs)
             self._changed.notify()
 
     def close(self) -> None:
@@ -69,55 +68,59 @@ class Batcher:
         return self._thread.is_alive()
 
     def _work(self) -> None:
-        while batch := self._next_batch():
-            self._on_batch(len(batch))
-            self._answer(batch)
+        running = RunningBatch(self._model)
+        while True:
+            jobs = self._newcomers([row.job for row in running.rows])
+            if not jobs and not running.rows:
+                return
+            if jobs:
+                newcomers = [Row(job, self._model.processor.tokenizer, self._end_tokens) for job in jobs]
+                self._try(newcomers, running.admit, newcomers)
+            if running.rows:
+                self._on_step(len(running.rows))
+                if not self._try(running.rows, running.step):
+                    running = RunningBatch(self._model)
 
-    def _next_batch(self) -> list[Job]:
-        """The oldest jobs that fit together, once they are enough or have waited enough; [] at the end."""
+    def _newcomers(self, running: Sequence[Job]) -> list[Job]:
+        """The oldest jobs that fit beside those that run. Where none run it waits for some; [] is then the end."""
         with self._changed:
-            while not self._closed:
-                self._drop_cancelled()
-                if len(self._waiting) >= self._limits.rows:
-                    break
-                left = None
-                if self._waiting:
-                    left = self._waiting[0][0] + self._limits.wait_seconds - time.monotonic()
-                if left is not None and left <= 0:
+            while True:
+                self._waiting = deque((came, job) for came, job in self._waiting if not job.cancelled)
+                left = self._left_to_wait()
+                if running or self._closed or (left is not None and left <= 0):
                     break
                 self._changed.wait(left)
-            batch: list[Job] = []
-            while self._waiting and (not batch or self._fits([*batch, self._waiting[0][1]])):
-                batch.append(self._waiting.popleft()[1])
-            return batch
+            newcomers: list[Job] = []
+            while self._waiting and self._fits(running, [*newcomers, self._waiting[0][1]]):
+                newcomers.append(self._waiting.popleft()[1])
+            return newcomers
 
-    def _drop_cancelled(self) -> None:
-        self._waiting = deque((came, job) for came, job in self._waiting if not job.cancelled)
+    def _left_to_wait(self) -> float | None:
+        """Seconds until those who wait are answered in any case; None where nobody waits."""
+        if not self._waiting:
+            return None
+        if len(self._waiting) >= self._limits.rows:
+            return 0.0
+        return self._waiting[0][0] + self._limits.wait_seconds - time.monotonic()
 
-    def _fits(self, jobs: Sequence[Job]) -> bool:
-        prompt, answer = max(job.prompt_tokens for job in jobs), max(job.max_tokens for job in jobs)
-        samples = sum(job.windows for job in jobs) * max(job.window_samples for job in jobs)
-        return (
+    def _fits(self, running: Sequence[Job], newcomers: Sequence[Job]) -> bool:
+        jobs = [*running, *newcomers]
+        longest = max(job.prompt_tokens + job.max_tokens for job in jobs)
+        samples = sum(job.windows for job in newcomers) * max(job.window_samples for job in newcomers)
+        return len(jobs) == 1 or (
             len(jobs) <= self._limits.rows
-            and len(jobs) * (prompt + answer) <= self._limits.tokens
+            and len(jobs) * longest <= self._limits.tokens
             and samples <= self._limits.audio_seconds * SAMPLE_RATE
         )
 
-    def _answer(self, jobs: Sequence[Job]) -> None:
-        """Generate one batch; what goes wrong goes to every row that had not ended."""
-        rows = [Row(job, self._model.processor.tokenizer, self._end_tokens) for job in jobs]
+    def _try(self, rows: Sequence[Row], do: Callable[..., None], *arguments: Any) -> bool:
+        """Whether it went well; what went wrong is delivered to those of the rows that have not ended."""
         try:
-            inputs = self._model.processor.apply_chat_template([job.chat for job in jobs])
-            self._model.generate(
-                **inputs.to(self._model.device),
-                do_sample=False,
-                max_new_tokens=max(job.max_tokens for job in jobs),
-                logits_processor=LogitsProcessorList([RowSampling(jobs, self._model.device)]),
-                stopping_criteria=StoppingCriteriaList([RowEnds(rows)]),
-            )
-            assert all(row.done for row in rows), "the generation ended before its rows did"
+            do(*arguments)
         except Exception as error:
-            logger.exception("a batch of %d failed", len(jobs))
+            logger.exception("%d rows failed", len(rows))
             for row in rows:
                 if not row.done:
                     row.job.deliver(error)
+            return False
+        return True

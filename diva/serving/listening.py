@@ -1,21 +1,21 @@
-"""A body -> a job: everything that can be wrong with a request is found here, before it meets the model."""
+"""A body -> jobs: everything that can be wrong with a request is found here, before it meets the model."""
 
 import base64
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from diva.audio.decoding import container_of, decode
+from diva.audio.decoding import decode
 from diva.audio.frames import SAMPLE_RATE, windows
 from diva.errors import AudioFault, UserError
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.serving.protocol import ApiError, AudioPart, ChatMessage, ChatRequest, InputAudio, parse
+from diva.serving.protocol import ApiError, AudioPart, AudioUrlPart, ChatMessage, ChatRequest, TextPart, parse
 from diva.serving.rows import Job
 
 MAX_CLIPS = 64  # in one request: the shortest is padded to the longest, up to 30 s
-_FORMATS = {"wav": ("WAV", "WAVEX", "RF64"), "mp3": ("MP3", "MPEG")}  # libsndfile's names
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,11 @@ class Listener:
         self._context = getattr(model.llm.config.get_text_config(), "max_position_embeddings", None)
         self._longest_token = max(map(len, self._processor.tokenizer.get_vocab()))
 
-    def prepare(self, body: bytes, deliver: Callable[[Any], Any]) -> tuple[ChatRequest, Job]:
-        """The request and its job. Raises ApiError (400, 404) for what cannot be answered."""
+    def prepare(self, body: bytes, deliver: Callable[[int, Any], Any]) -> tuple[ChatRequest, list[Job]]:
+        """The request, and a job for each of its choices, which `deliver` is given the number of.
+
+        Raises ApiError (400, 404) for what cannot be answered.
+        """
         request = parse(body)
         if request.model != self._name:
             raise ApiError(
@@ -47,10 +50,6 @@ class Listener:
                 f"the model {request.model!r:.100} does not exist; this server has {self._name!r}",
                 param="model",
                 code="model_not_found",
-            )
-        if request.limit is not None and request.limit > self._limits.new_tokens:
-            raise ApiError(
-                400, f"max_tokens is at most {self._limits.new_tokens} on this server", param="max_tokens"
             )
         try:
             chat, waveforms = self._chat(request.messages)
@@ -61,19 +60,25 @@ class Listener:
         except UserError as error:
             raise ApiError(400, str(error), param="messages") from error
         prompt_tokens = inputs["input_ids"].shape[1]
+        max_tokens = self._max_tokens(request, prompt_tokens)
         parts = [len(window) for waveform in waveforms for window in windows(waveform)]
-        job = Job(
-            chat=chat,
-            prompt_tokens=prompt_tokens,
-            windows=len(parts),
-            window_samples=max(parts, default=0),
-            max_tokens=self._max_tokens(request, prompt_tokens),
-            stop=request.stop or (),
-            sampling=request.sampling,
-            stream=bool(request.stream),
-            deliver=deliver,
-        )
-        return request, job
+        jobs = [
+            Job(
+                chat=chat,
+                prompt_tokens=prompt_tokens,
+                windows=len(parts),
+                window_samples=max(parts, default=0),
+                max_tokens=max_tokens,
+                stop=request.stop or (),
+                sampling=request.sampling(choice),
+                stream=bool(request.stream),
+                deliver=functools.partial(deliver, choice),
+                repetition_penalty=request.repetition_penalty,
+                logprobs=request.alternatives,
+            )
+            for choice in range(request.n or 1)
+        ]
+        return request, jobs
 
     def _chat(self, messages: list[ChatMessage]) -> tuple[list[dict], list[np.ndarray]]:
         """Messages for DivaProcessor, and the waveforms in them. Parts of a message are lines of it."""
@@ -84,16 +89,16 @@ class Listener:
             for part in message.content:
                 if content:
                     content.append({"type": "text", "text": "\n"})
-                if isinstance(part, AudioPart):
-                    if message.role != "user":
-                        raise ApiError(400, "only a user's message can have input_audio", param="messages")
-                    if len(waveforms) == MAX_CLIPS:
-                        raise ApiError(400, f"a request has at most {MAX_CLIPS} clips", param="messages")
-                    heard = sum(map(len, waveforms)) / SAMPLE_RATE
-                    waveforms.append(_hear(part.input_audio, self._limits.audio_seconds - heard))
-                    content.append({"type": "audio", "audio": waveforms[-1]})
-                else:
+                if isinstance(part, TextPart):
                     content.append({"type": "text", "text": part.text})
+                    continue
+                if message.role != "user":
+                    raise ApiError(400, f"only a user's message can have {part.type}", param="messages")
+                if len(waveforms) == MAX_CLIPS:
+                    raise ApiError(400, f"a request has at most {MAX_CLIPS} clips", param="messages")
+                heard = sum(map(len, waveforms)) / SAMPLE_RATE
+                waveforms.append(decode(_file(part), self._limits.audio_seconds - heard))
+                content.append({"type": "audio", "audio": waveforms[-1]})
             role = "system" if message.role == "developer" else message.role
             chat.append({"role": role, "content": content})
         return chat, waveforms
@@ -105,13 +110,13 @@ class Listener:
             raise self._too_long(f"more than {self._context}")
 
     def _max_tokens(self, request: ChatRequest, prompt_tokens: int) -> int:
-        limit = request.limit
+        """What the request allows, at most the server's limit and what is left of the context."""
+        limit = min(request.limit or self._limits.new_tokens, self._limits.new_tokens)
         if self._context is None:
-            return limit or self._limits.new_tokens
-        room = self._context - prompt_tokens
-        if room < (limit or 1):
-            raise self._too_long(f"{prompt_tokens + (limit or 1)}")
-        return limit or min(self._limits.new_tokens, room)
+            return limit
+        if prompt_tokens >= self._context:
+            raise self._too_long(f"{prompt_tokens + 1}")
+        return min(limit, self._context - prompt_tokens)
 
     def _too_long(self, tokens: str) -> ApiError:
         return ApiError(
@@ -122,15 +127,26 @@ class Listener:
         )
 
 
-def _hear(audio: InputAudio, max_seconds: float) -> np.ndarray:
-    """A part's waveform [S] at 16 kHz. Raises AudioFault, or ApiError for what is no audio file at all."""
+def _file(part: AudioPart | AudioUrlPart) -> bytes:
+    """The audio file in a part. Raises ApiError for what is no base64."""
+    data = part.input_audio.data if isinstance(part, AudioPart) else _data_of(part.audio_url.url)
     try:
-        data = base64.b64decode(audio.data, validate=True)
+        # Encoders break lines, and copies bring spaces.
+        return base64.b64decode("".join(data.split()), validate=True)
     except ValueError as error:
         raise ApiError(
-            400, f"input_audio.data is no base64: {error}", param="messages", code="invalid_base64"
+            400, f"{part.type} has no base64: {error}", param="messages", code="invalid_base64"
         ) from error
-    container = container_of(data)
-    if container not in _FORMATS[audio.format]:
-        raise AudioFault("damaged audio", f"input_audio says {audio.format} and is {container}")
-    return decode(data, max_seconds)
+
+
+def _data_of(url: str) -> str:
+    """The base64 in a data: URL (RFC 2397). Raises ApiError for another one: nothing is fetched."""
+    head, comma, data = url.partition(",")
+    if comma and head[:5].lower() == "data:" and head[-7:].lower() == ";base64":
+        return data
+    raise ApiError(
+        400,
+        "audio_url: this server fetches nothing; put the file into the URL: data:audio/wav;base64,...",
+        param="messages",
+        code="unsupported_url",
+    )

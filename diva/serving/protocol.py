@@ -1,30 +1,51 @@
 """OpenAI's chat completions as they go over the wire: requests, answers, errors.
 
 Source: the API reference of OpenAI, "Create chat completion". Fields that would change the answer in a way that
-DiVA cannot give are refused; other fields of OpenAI's clients are tolerated.
+DiVA cannot give are refused by name, and unknown ones too, as OpenAI does. docs/serving.md lists them.
 """
 
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 # Field -> its values that ask for nothing; every other one is refused.
 _NEUTRAL: dict[str, tuple] = {
-    "n": (1,),
     "tools": ([],),
+    "tool_choice": ("none", "auto"),
     "functions": ([],),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
+    "function_call": ("none", "auto"),
     "logit_bias": ({},),
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
     "audio": (),
 }
+# Those change no answer: names, notes, accounts, caches, speed.
+_IGNORED = {
+    "metadata",
+    "moderation",
+    "parallel_tool_calls",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+}
+MAX_CHOICES = 16
+_MAX_TOP_LOGPROBS = 20
+# What stands for a probability of 0, of which JSON has no logarithm; OpenAI's own.
+_LEAST_LOGPROB = -9999.0
 # Below this a temperature makes float32 overflow, and the answer is the greedy one anyway.
 _GREEDY_BELOW = 1e-4
 # A body of millions of items, or of millions of mistakes, costs no more than its first ones.
@@ -65,7 +86,7 @@ class TextPart(_Model):
 
 class InputAudio(_Model):
     data: str  # base64 of the file
-    format: Literal["wav", "mp3"]
+    format: str  # not looked at: the file says what it is
 
 
 class AudioPart(_Model):
@@ -73,9 +94,40 @@ class AudioPart(_Model):
     input_audio: InputAudio
 
 
+class AudioUrl(_Model):
+    url: str  # data:audio/wav;base64,...
+
+
+class AudioUrlPart(_Model):
+    type: Literal["audio_url"]
+    audio_url: AudioUrl
+
+
 class ChatMessage(_Model):
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[Annotated[TextPart | AudioPart, Field(discriminator="type")]] = _LIST
+    content: list[Annotated[TextPart | AudioPart | AudioUrlPart, Field(discriminator="type")]] = _LIST
+    # What an assistant may have said besides; of DiVA's own answers they are empty.
+    tool_calls: Any = None
+    function_call: Any = None
+    audio: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _assistant_without_words(cls, message: Any) -> Any:
+        if (
+            isinstance(message, dict)
+            and message.get("role") == "assistant"
+            and message.get("content") is None
+        ):
+            return message | {"content": ""}
+        return message
+
+    @field_validator("tool_calls", "function_call", "audio")
+    @classmethod
+    def _nothing(cls, value: Any) -> Any:
+        if value not in (None, []):
+            raise ValueError("DiVA cannot read this; leave it out")
+        return value
 
     @field_validator("content", mode="before")
     @classmethod
@@ -92,8 +144,10 @@ class Sampling:
     """How a row is drawn, whatever else is in its batch."""
 
     temperature: float
-    top_p: float
-    seed: int | None
+    top_p: float = 1.0  # 1: all
+    seed: int | None = None
+    top_k: int = 0  # 0: all
+    min_p: float = 0.0  # of the likeliest token's probability
 
 
 class ChatRequest(_Model):
@@ -105,8 +159,14 @@ class ChatRequest(_Model):
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0)
     stop: list[Annotated[str, Field(min_length=1)]] | None = Field(None, max_length=4)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63 - MAX_CHOICES)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=_MAX_TOP_LOGPROBS)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -115,20 +175,26 @@ class ChatRequest(_Model):
     def _one_stop_as_list(cls, stop: Any) -> Any:
         return [stop] if isinstance(stop, str) else stop
 
-    @property
-    def sampling(self) -> Sampling | None:
-        """None for greedy: the default, unless a temperature or a top_p asks for a draw."""
+    def sampling(self, choice: int = 0) -> Sampling | None:
+        """None for greedy: the default, unless a temperature, top_p, top_k or min_p asks for a draw."""
+        top_k, min_p = max(self.top_k or 0, 0), self.min_p or 0.0
         temperature = self.temperature
         if temperature is None:
-            temperature = 0.0 if self.top_p is None else 1.0
+            temperature = 0.0 if self.top_p is None and not top_k and not min_p else 1.0
         if temperature < _GREEDY_BELOW:
             return None
-        return Sampling(temperature, 1.0 if self.top_p is None else self.top_p, self.seed)
+        top_p = 1.0 if self.top_p is None else self.top_p
+        return Sampling(temperature, top_p, None if self.seed is None else self.seed + choice, top_k, min_p)
 
     @property
     def limit(self) -> int | None:
         """New tokens that the client allows, under the new name of the field or the old one."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many of them each token's log probability comes with; None where none is asked for."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def include_usage(self) -> bool:
@@ -145,22 +211,66 @@ def parse(body: bytes) -> ChatRequest:
         what = first["msg"][:300]  # it may quote the request
         message = f"{param}: {what}" if param else what
         raise ApiError(400, message, param=param, code=first["type"]) from error
-    for name, value in (request.model_extra or {}).items():
-        if value is not None and name in _NEUTRAL and value not in _NEUTRAL[name]:
+    _refuse(request.model_extra or {})
+    if request.max_tokens is not None and request.limit != request.max_tokens:
+        raise ApiError(
+            400, "max_tokens and max_completion_tokens differ; give one of them", param="max_tokens"
+        )
+    if request.stream_options is not None and not request.stream:
+        raise ApiError(400, "stream_options is only allowed with stream: true", param="stream_options")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise ApiError(400, "top_logprobs is only allowed with logprobs: true", param="top_logprobs")
+    return request
+
+
+def _refuse(fields: dict[str, Any]) -> None:
+    """Raises ApiError (400) for the first of the other fields that asks for something."""
+    for name, value in fields.items():
+        if name in _IGNORED:
+            continue
+        if name not in _NEUTRAL:
+            raise ApiError(
+                400, f"unknown parameter: {name!r:.100}", param=name[:100], code="unknown_parameter"
+            )
+        if value is not None and value not in _NEUTRAL[name]:
             raise ApiError(
                 400,
                 f"{name}: DiVA does not have this; leave it out",
                 param=name,
                 code="unsupported_parameter",
             )
-    if request.max_tokens is not None and request.limit != request.max_tokens:
-        raise ApiError(
-            400, "max_tokens and max_completion_tokens differ; give one of them", param="max_tokens"
-        )
-    return request
 
 
 # ---- answers
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token's text, and the logarithm of its probability."""
+
+    token: str
+    logprob: float
+    top: Sequence["TokenLogprob"] = ()
+
+    def json(self) -> dict[str, Any]:
+        # Part of a character is no text: its bytes are not known here.
+        known = None if "\ufffd" in self.token else list(self.token.encode())
+        return {"token": self.token, "logprob": max(self.logprob, _LEAST_LOGPROB), "bytes": known}
+
+
+def _logprobs(entries: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+    if entries is None:
+        return None
+    content = [entry.json() | {"top_logprobs": [other.json() for other in entry.top]} for entry in entries]
+    return {"content": content, "refusal": None}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some more of a row's text."""
+
+    text: str
+    logprobs: Sequence[TokenLogprob] | None = None
 
 
 @dataclass(frozen=True)
@@ -171,14 +281,13 @@ class Completion:
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int  # virtual tokens included
     completion_tokens: int  # the end-of-turn token included
+    logprobs: Sequence[TokenLogprob] | None = None
 
-    @property
-    def usage(self) -> dict[str, int]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-        }
+
+def usage(completions: Sequence[Completion]) -> dict[str, int]:
+    """Of the choices of one request: their prompt is counted once."""
+    prompt, new = completions[0].prompt_tokens, sum(each.completion_tokens for each in completions)
+    return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
 
 @dataclass
@@ -193,19 +302,33 @@ class Answer:
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def whole(self, completion: Completion) -> dict[str, Any]:
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": completion.text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": completion.finish_reason,
-        }
-        return self._head("chat.completion") | {"choices": [choice], "usage": completion.usage}
+    def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": completion.text, "refusal": None},
+                "logprobs": _logprobs(completion.logprobs),
+                "finish_reason": completion.finish_reason,
+            }
+            for index, completion in enumerate(completions)
+        ]
+        return self._head("chat.completion") | {"choices": choices, "usage": usage(completions)}
 
-    def chunk(self, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def first_chunk(self, index: int) -> dict[str, Any]:
+        return self._chunk(index, {"role": "assistant", "content": ""})
+
+    def chunk(self, index: int, event: Piece | Completion) -> dict[str, Any]:
+        """Of a choice: some more of it, or its end."""
+        if isinstance(event, Completion):
+            return self._chunk(index, {}, finish_reason=event.finish_reason)
+        return self._chunk(index, {"content": event.text}, _logprobs(event.logprobs))
+
+    def _chunk(
+        self, index: int, delta: dict[str, str], logprobs: Any = None, finish_reason: str | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         usage = {"usage": None} if self.include_usage else {}
         return self._head("chat.completion.chunk") | {"choices": [choice]} | usage
 
-    def usage_chunk(self, completion: Completion) -> dict[str, Any]:
-        return self._head("chat.completion.chunk") | {"choices": [], "usage": completion.usage}
+    def usage_chunk(self, completions: Sequence[Completion]) -> dict[str, Any]:
+        return self._head("chat.completion.chunk") | {"choices": [], "usage": usage(completions)}

@@ -1,4 +1,4 @@
-"""One row of a batch: its tokens become text, its sampling stays its own, it ends when its client says so."""
+"""One row of a batch, independent of the others: its text in pieces, and how its tokens are chosen."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -7,21 +7,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import (
-    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
     PreTrainedTokenizerBase,
-    StoppingCriteria,
     TemperatureLogitsWarper,
+    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-from diva.serving.protocol import Completion, Sampling
+from diva.serving.protocol import Completion, Piece, Sampling, TokenLogprob
 
 _INCOMPLETE = "�"  # what a decoder puts for the first bytes of a character
 
 
 @dataclass
 class Job:
-    """A request that waits for its place in a batch."""
+    """One answer that waits for its row."""
 
     chat: list[dict]  # messages for DivaProcessor, each clip a waveform [S] at 16 kHz
     prompt_tokens: int  # virtual tokens included
@@ -32,7 +33,9 @@ class Job:
     sampling: Sampling | None  # None: greedy
     stream: bool
     # Called in the worker's thread with pieces of the text (only of a stream), then once with the end.
-    deliver: Callable[[str | Completion | Exception], Any] = field(repr=False)
+    deliver: Callable[[Piece | Completion | Exception], Any] = field(repr=False)
+    repetition_penalty: float | None = None  # None: what the model's generation config says
+    logprobs: int | None = None  # how many alternatives to each token; None: no log probabilities
     cancelled: bool = False  # set by whoever waits for the answer, read by the worker
 
 
@@ -48,7 +51,7 @@ class RowText:
         self._ids: list[int] = []
         self._start = self._read = 0  # ids[start:read] is text already; it gives what follows its context
         self.text = ""
-        self._released = 0  # characters
+        self.released = 0  # characters
         self.stopped = False
 
     def push(self, token: int, last: bool = False) -> str:
@@ -59,12 +62,12 @@ class RowText:
         if last or not text.endswith(_INCOMPLETE):
             self._start, self._read = self._read, len(self._ids)
             self.text += text[len(context) :]
-        found = [at for stop in self._stop if (at := self.text.find(stop, self._released)) >= 0]
+        found = [at for stop in self._stop if (at := self.text.find(stop, self.released)) >= 0]
         if found:
             self.text, self.stopped = self.text[: min(found)], True
         held = 0 if last or self.stopped else self._may_become_stop()
-        piece = self.text[self._released : len(self.text) - held]
-        self._released += len(piece)
+        piece = self.text[self.released : len(self.text) - held]
+        self.released += len(piece)
         return piece
 
     def _decode(self, ids: list[int]) -> str:
@@ -77,79 +80,109 @@ class RowText:
         return max(lengths, default=0)
 
 
+class Choice:
+    """How a row chooses its next token: its own processors of logits, temperature, top_k, top_p, min_p and seed.
+
+    A draw is the argmax of logits + Gumbel noise, which is distributed as softmax(logits) (Maddison et al. 2014,
+    arXiv:1411.0030): a seed gives the same answer in any company.
+    """
+
+    def __init__(self, sampling: Sampling | None, processors: LogitsProcessorList, device: torch.device):
+        self._processors = LogitsProcessorList([*processors, *_warpers(sampling)])
+        self._generator: torch.Generator | None = None
+        if sampling is not None:
+            self._generator = torch.Generator(device)
+            if sampling.seed is None:
+                self._generator.seed()
+            else:
+                self._generator.manual_seed(sampling.seed)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is the argmax of the logits as they are."""
+        return self._generator is None and not self._processors
+
+    def __call__(self, ids: Sequence[int], logits: Tensor) -> int:
+        """Ids so far and logits [V] -> the next token."""
+        so_far: Any = torch.tensor([ids], device=logits.device)
+        scores = self._processors(so_far, logits.unsqueeze(0).clone())[0]
+        if self._generator is not None:
+            # float64: in float32 the largest noise is cut off where a likely token still matters.
+            shape, kind = scores.shape, torch.float64
+            uniform = torch.rand(shape, generator=self._generator, device=scores.device, dtype=kind)
+            scores = scores.double() - (-uniform.log()).log()
+        return int(scores.argmax())
+
+
+def _warpers(sampling: Sampling | None) -> list:
+    """In the order of transformers' `generate`."""
+    if sampling is None:
+        return []
+    warpers: list = [TemperatureLogitsWarper(sampling.temperature)]
+    if sampling.top_k > 0:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    if sampling.min_p > 0:
+        warpers.append(MinPLogitsWarper(sampling.min_p))
+    return warpers
+
+
 class Row:
     """What has become of a job so far."""
 
     def __init__(self, job: Job, tokenizer: PreTrainedTokenizerBase, end_tokens: set[int]):
         self.job = job
+        self.last_token = -1
+        self._tokenizer = tokenizer
         self._text = RowText(tokenizer, job.stop)
         self._end_tokens = end_tokens
-        self._tokens = 0
+        self._made = 0  # tokens
         self._ended = False
+        self._logprobs: list[tuple[int, TokenLogprob]] = []  # with the place of the token's text
 
     @property
     def done(self) -> bool:
         return self._ended or self.job.cancelled
 
-    def push(self, token: int) -> None:
-        """Take the next token, and hand its text or the whole answer on."""
-        self._tokens += 1
+    def begin(self, ids: list[int], choice: Choice) -> None:
+        """`ids` are those of the prompt, as a repetition penalty sees them."""
+        self._ids, self._choice = ids, choice
+
+    def take(self, greedy: int, logits: Tensor) -> None:
+        """Choose the next token by the logits [V], whose argmax is `greedy`, and hand its text or the answer on."""
+        token = greedy if self._choice.is_plain else self._choice(self._ids, logits)
+        self.last_token = token
+        self._ids.append(token)
+        self._made += 1
         at_end = token in self._end_tokens
-        last = at_end or self._tokens >= self.job.max_tokens
+        last = at_end or self._made >= self.job.max_tokens
+        if self.job.logprobs is not None and not at_end:
+            self._logprobs.append((len(self._text.text), self._logprob(token, logits)))
+        released = self._text.released
         piece = self._text.push(token, last)
         if self.job.stream and piece:
-            self.job.deliver(piece)
+            self.job.deliver(Piece(piece, self._shown(released, self._text.released)))
         if last or self._text.stopped:
             self._ended = True
             reason: Literal["stop", "length"] = "stop" if at_end or self._text.stopped else "length"
-            self.job.deliver(Completion(self._text.text, reason, self.job.prompt_tokens, self._tokens))
+            text = self._text.text
+            logprobs = self._shown(0, len(text))
+            self.job.deliver(Completion(text, reason, self.job.prompt_tokens, self._made, logprobs))
 
+    def _logprob(self, token: int, logits: Tensor) -> TokenLogprob:
+        """Of the model's own distribution, before penalties and temperature."""
+        logprobs = logits.log_softmax(dim=-1)
+        top = logprobs.topk(self.job.logprobs or 0)
+        others = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        alternatives = [TokenLogprob(self._said(other), value) for other, value in others]
+        return TokenLogprob(self._said(token), float(logprobs[token]), alternatives)
 
-class RowEnds(StoppingCriteria):
-    """Hands each row its new token, and ends the generation when no row wants another.
+    def _said(self, token: int) -> str:
+        return str(self._tokenizer.decode([token]))
 
-    A criterion rather than a streamer: it sees the tokens of the whole batch before transformers decides
-    whether to go on, so a row's end counts in the step in which it happens.
-    """
-
-    def __init__(self, rows: Sequence[Row]):
-        self._rows = rows
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Ids so far [B, L] -> which rows are done, [B] of bool."""
-        for row, token in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
-            if not row.done:
-                row.push(token)
-        return torch.tensor([row.done for row in self._rows], device=input_ids.device)
-
-
-class RowSampling(LogitsProcessor):
-    """Each row's own temperature, top_p and seed inside a greedy generation.
-
-    argmax(logits + Gumbel noise) is a draw from softmax(logits) (Maddison et al. 2014, arXiv:1411.0030), so
-    greedy rows and sampled ones share a batch, and a seed gives the same answer in any company.
-    """
-
-    def __init__(self, jobs: Sequence[Job], device: torch.device):
-        self._sampled: list[tuple[int, Sampling, torch.Generator]] = []
-        for number, job in enumerate(jobs):
-            if job.sampling is None:
-                continue
-            generator = torch.Generator(device)
-            if job.sampling.seed is None:
-                generator.seed()
-            else:
-                generator.manual_seed(job.sampling.seed)
-            self._sampled.append((number, job.sampling, generator))
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Logits [B, V] -> logits whose largest is each row's token, [B, V]."""
-        drawn = scores.clone()
-        for number, sampling, generator in self._sampled:
-            row = TemperatureLogitsWarper(sampling.temperature)(input_ids, scores[number : number + 1])
-            if sampling.top_p < 1:
-                row = TopPLogitsWarper(sampling.top_p)(input_ids, row)
-            # float64: in float32 the largest noise is cut off where a likely token still matters.
-            uniform = torch.rand(row.shape, generator=generator, device=row.device, dtype=torch.float64)
-            drawn[number] = (row.double() - (-uniform.log()).log())[0].to(drawn.dtype)
-        return drawn
+    def _shown(self, start: int, end: int) -> list[TokenLogprob] | None:
+        """The log probabilities of the tokens whose text begins in this stretch of the answer."""
+        if self.job.logprobs is None:
+            return None
+        return [entry for at, entry in self._logprobs if start <= at < end]

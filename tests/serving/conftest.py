@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import openai
 import pytest
 import uvicorn
-from requests_to_diva import KEY, subprocess_server
+from requests_to_diva import KEY, MAX_NEW_TOKENS, PAGE, subprocess_server
 
 from diva import serve
 from diva.models.load import load_model
@@ -18,18 +18,19 @@ from diva.serving.batching import BatchLimits
 from diva.serving.listening import RequestLimits
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def model(export):
     return load_model(str(export))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def base_url(export, shared_cache) -> Iterator[str]:
-    with subprocess_server(export, shared_cache) as (_, url):
+    options = ("--allow-origin", PAGE, "--max-new-tokens", str(MAX_NEW_TOKENS))
+    with subprocess_server(export, shared_cache, *options) as (_, url):
         yield url
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(base_url) -> openai.OpenAI:
     return openai.OpenAI(base_url=base_url, api_key=KEY, max_retries=0, timeout=60)
 

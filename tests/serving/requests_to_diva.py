@@ -17,6 +17,8 @@ from command_line import command, environment
 from tiny import SENTENCES
 
 KEY = "a key"
+PAGE = "https://page.example"  # whose scripts may ask
+MAX_NEW_TOKENS = 64
 WORDS = [word for sentence in SENTENCES for word in sentence.split()]
 
 

@@ -18,6 +18,7 @@ from requests_to_diva import (
     long_question,
     metrics,
     post,
+    single,
     spoken,
     subprocess_server,
     user,
@@ -108,13 +109,35 @@ def test_a_client_that_goes_frees_its_row_and_stalls_nobody(slow_server, model):
         begun[0].close()
         pieces = [chunk.choices[0].delta.content or "" for chunk in begun[1]]
     assert "".join(pieces) == text
-    assert metrics(client)["diva_batch_rows_count"] == 1  # they shared one
+    shown = metrics(client)
+    assert shown["diva_batch_rows_sum"] > shown["diva_batch_rows_count"]  # they shared steps
     # 500 tokens take 10 s: the batch ended with its last reader.
     with pytest.raises(openai.APITimeoutError):
         call(max_tokens=500, stream=False, timeout=0.5)
     list(call(max_tokens=2))
     wait_until(lambda: metrics(client)["diva_active_requests"] == 0, 5)
     assert metrics(client)['diva_requests_total{status="499"}'] == 1
+
+
+@pytest.mark.integration
+def test_who_comes_later_is_answered_while_others_are(slow_server, model):
+    client = slow_server(ServerLimits())
+    chat, text = long_question(model, 150)
+    call = functools.partial(client.chat.completions.create, model="diva")
+    pieces: list[str] = []
+    stream = call(messages=chat, max_tokens=150, stream=True)  # comes back with its first piece: it runs
+    reader = threading.Thread(
+        target=lambda: pieces.extend(chunk.choices[0].delta.content or "" for chunk in stream)
+    )
+    reader.start()
+    for number in range(3):
+        question = user("stop " * (number + 1))
+        expected, _, new = single(model, question, 3)
+        answer = call(messages=question, max_tokens=3)
+        assert (answer.choices[0].message.content, answer.usage.completion_tokens) == (expected, new)
+    assert reader.is_alive()  # 150 tokens take 3 s
+    reader.join()
+    assert "".join(pieces) == text
 
 
 def pair(call, limits: tuple[int, int]) -> list[openai.Stream]:
@@ -190,3 +213,5 @@ def test_what_the_user_gave_cannot_be_used(monkeypatch, capsys, tmp_path, export
     assert main(monkeypatch, tmp_path, "--host", "0.0.0.0", "--port", 0) == 2
     assert "warning" not in capsys.readouterr().err
     assert main(monkeypatch, export, "--max-batch", 0) == 2
+    assert main(monkeypatch, export, "--allow-origin", "page.example") == 2
+    assert "is no origin" in capsys.readouterr().err

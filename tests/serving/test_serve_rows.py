@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 from tiny import make_tokenizer
+from transformers import LogitsProcessorList
 
 from diva.serving.protocol import Sampling
-from diva.serving.rows import Job, RowSampling, RowText
+from diva.serving.rows import Choice, RowText
 
 
 def test_pieces_are_the_text_whatever_bytes_come():
@@ -32,18 +33,16 @@ def test_pieces_are_the_text_whatever_bytes_come():
 def test_draws_follow_the_softmax():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
 
-    def shares(temperature: float, top_p: float) -> torch.Tensor:
-        jobs = [
-            Job([], 1, 0, 0, 1, (), Sampling(temperature, top_p, seed), False, print) for seed in range(4000)
-        ]
-        drawn = RowSampling(jobs, torch.device("cpu"))(
-            torch.zeros(len(jobs), 1), logits.expand(len(jobs), -1)
-        )
-        return torch.bincount(drawn.argmax(dim=-1), minlength=4) / len(jobs)
+    def shares(**sampling) -> torch.Tensor:
+        device, none = torch.device("cpu"), LogitsProcessorList()
+        drawn = [Choice(Sampling(seed=seed, **sampling), none, device)([0], logits) for seed in range(1000)]
+        return torch.bincount(torch.tensor(drawn), minlength=4) / len(drawn)
 
-    # 4000 draws: a share has a standard deviation of at most 0.008
-    torch.testing.assert_close(shares(1.0, 1.0), logits.softmax(0), atol=0.03, rtol=0)
-    torch.testing.assert_close(shares(2.0, 1.0), (logits / 2).softmax(0), atol=0.03, rtol=0)
+    # 1000 draws: a share has a standard deviation of at most 0.016
+    torch.testing.assert_close(shares(temperature=1.0), logits.softmax(0), atol=0.05, rtol=0)
+    torch.testing.assert_close(shares(temperature=2.0), (logits / 2).softmax(0), atol=0.05, rtol=0)
     two = torch.cat([logits[:2].softmax(0), torch.zeros(2)])
-    torch.testing.assert_close(shares(1.0, 0.7), two, atol=0.03, rtol=0)
-    assert shares(1.0, 0.0)[0] == 1
+    # The second is 0.37 times as likely as the first, the third 0.14 times.
+    for limit in ({"top_p": 0.7}, {"top_k": 2}, {"min_p": 0.2}):
+        torch.testing.assert_close(shares(temperature=1.0, **limit), two, atol=0.05, rtol=0)
+    assert shares(temperature=1.0, top_p=0.0)[0] == 1

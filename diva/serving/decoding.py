@@ -1,0 +1,143 @@
+"""The rows that are being answered: one batch that others join, and leave, between two tokens.
+
+transformers' own manager of continuous batches takes token ids, and no embeddings (5.23:
+`ContinuousBatchingManager.add_request`), so it cannot hear.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, LogitsProcessorList
+
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.serving.rows import Choice, Job, Row
+
+
+class RunningBatch:
+    """Rows that get a token each at a step.
+
+    The keys and values [B, H, L, D] of all rows end in the same column. What lies left of a row's first token is
+    masked, and positions count a row's own tokens only: a row's answer does not depend on who is beside it. Of two
+    batches that join, the shorter one is padded on the left; columns that no row uses any more are cut off there.
+    """
+
+    def __init__(self, model: DivaForConditionalGeneration):
+        self._model = model
+        self.rows: list[Row] = []
+        self._cache = DynamicCache()
+        self._mask = torch.zeros(0, 0)  # [B, L]
+
+    @torch.no_grad()
+    def admit(self, newcomers: Sequence[Row]) -> None:
+        """Read the newcomers' chats, give each its first token, and let those that go on join the others.
+
+        Where that fails, the rows that ran before are as they were.
+        """
+        model = self._model
+        inputs = model.processor.apply_chat_template([row.job.chat for row in newcomers]).to(
+            model.prefix_ids.device
+        )
+        mask = inputs["attention_mask"]
+        output = model.read(**inputs)
+        heard = inputs["input_ids"] == model.processor.audio_token_id
+        ids = inputs["input_ids"].masked_fill(heard, model.processor.pad_token_id)
+        for row, row_ids, row_mask in zip(newcomers, ids, mask, strict=True):
+            prompt = row_ids[row_mask.bool()]
+            processors = _processors(model, prompt, row.job)
+            row.begin(prompt.tolist(), Choice(row.job.sampling, processors, mask.device))
+        _take(newcomers, output.logits)
+        rows, cache, mask = _going_on(newcomers, output.past_key_values, mask)
+        if self.rows and rows:
+            width = max(mask.shape[1], self._mask.shape[1])
+            cache = _map(lambda *pair: _stack(pair, width), self._cache, cache)
+            mask = torch.cat([_pad_left(part, width, 1) for part in (self._mask, mask)])
+        if rows:
+            self.rows, self._cache, self._mask = [*self.rows, *rows], cache, mask
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Give each row its next token; those that have ended, or that nobody waits for, leave."""
+        self._leave()
+        if not self.rows:
+            return
+        tokens = torch.tensor([[row.last_token] for row in self.rows], device=self._mask.device)
+        self._mask = nn.functional.pad(self._mask, (0, 1), value=1)
+        output = self._model(
+            input_ids=tokens,
+            attention_mask=self._mask,
+            position_ids=self._mask.sum(dim=1, keepdim=True) - 1,
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        _take(self.rows, output.logits)
+        self._leave()
+
+    def _leave(self) -> None:
+        self.rows, self._cache, self._mask = _going_on(self.rows, self._cache, self._mask)
+
+
+def _take(rows: Sequence[Row], logits: Tensor) -> None:
+    """Logits [B, 1, V] -> each row's next token."""
+    logits = logits[:, -1].float()
+    for row, greedy, row_logits in zip(rows, logits.argmax(dim=-1).tolist(), logits, strict=True):
+        if not row.done:
+            row.take(greedy, row_logits)
+
+
+def _processors(model: DivaForConditionalGeneration, ids: Tensor, job: Job) -> LogitsProcessorList:
+    """What `generate` would do to the logits of this row alone, prompt ids [N]; nothing is generated."""
+    penalty: dict[str, Any] = {}
+    if job.repetition_penalty is not None:
+        penalty["repetition_penalty"] = job.repetition_penalty
+
+    def hand_over(model: Any, input_ids: Tensor, logits_processor: Any, **_: Any) -> LogitsProcessorList:
+        return logits_processor
+
+    ids = ids.unsqueeze(0)
+    mask = torch.ones_like(ids)
+    return model.generate(
+        ids,
+        attention_mask=mask,
+        do_sample=False,
+        max_new_tokens=job.max_tokens,
+        custom_generate=hand_over,
+        **penalty,
+    )
+
+
+def _going_on(
+    rows: Sequence[Row], cache: DynamicCache, mask: Tensor
+) -> tuple[list[Row], DynamicCache, Tensor]:
+    """What is left of a batch without the rows that are done."""
+    left = [number for number, row in enumerate(rows) if not row.done]
+    if len(left) == len(rows):
+        return list(rows), cache, mask
+    if not left:
+        return [], DynamicCache(), mask[:0]
+    keep = torch.tensor(left, device=mask.device)
+    mask = mask[keep]
+    first = int(mask.any(dim=0).int().argmax())
+    cache = _map(lambda part: part[keep.to(part.device)][:, :, first:], cache)
+    return [rows[number] for number in left], cache, mask[:, first:]
+
+
+def _map(function: Callable[..., Tensor], *caches: DynamicCache) -> DynamicCache:
+    """A cache of what `function` makes of the keys, and of the values, [B, H, L, D] of each layer."""
+    made = DynamicCache()
+    for index, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+        keys, values = (function(*(getattr(layer, name) for layer in layers)) for name in ("keys", "values"))
+        made.update(keys, values, index)
+    return made
+
+
+def _stack(parts: Sequence[Tensor], width: int) -> Tensor:
+    return torch.cat([_pad_left(part, width, 2) for part in parts])
+
+
+def _pad_left(part: Tensor, width: int, dim: int) -> Tensor:
+    """`part` with zeros before it in this dimension, so that it has this width there."""
+    behind = part.dim() - 1 - dim
+    return nn.functional.pad(part, (0, 0) * behind + (width - part.shape[dim], 0))
