@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -108,6 +108,7 @@ class StandInTokenizer:
     """
 
     name_or_path = "a stand-in"
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
     def __init__(self, prefix_tokens: int, suffix_tokens: int, variables: Sequence[str] = ()):
         self.chat_template = f"known by its length and its variables alone: {', '.join(variables)}"
