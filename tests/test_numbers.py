@@ -15,8 +15,8 @@ GROUPS = {"train": ("data", "model", "objective", "optimizer", "hardware", "logg
 GROUPS["evaluate"] = ("task", "system")
 # What is null until it is given, and then a text or a mapping.
 TEXTS = {
-    "resume", "checkpoint_best", "model.start_from", "plan.json", "model.llm.system_prompt",
-    "logger.tensorboard.name", "data.locale", "data.subset",
+    "resume", "checkpoint_best", "model.start_from", "answers.endpoint", "answers.model",
+    "plan.json", "model.llm.system_prompt", "logger.tensorboard.name", "data.locale", "data.subset",
     "data.corpus.locale", "data.corpus.name", "predictions", "report", "whisper", "system.dtype", "system.llm",
     "system.model", "system.encoder", "system.whisper", "task.corpus", "task.split", "task.group", "task.separator",
     "task.system_prompt", "task.question", "task.labels", "task.variant", "task.reference", "task.corpus.list_field",

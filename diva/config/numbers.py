@@ -113,6 +113,7 @@ NUMBERS = {
     "answers.samples": COUNT,
     "answers.seed": SEED,
     "answers.val_tokens": COUNT_OR_NONE,
+    "answers.concurrency": COUNT,
     "precompute.teacher_states": SWITCH,
     "precompute.teacher_states_gb": SIZE,
     "precompute.encoder_frames_gb": SIZE,

@@ -24,7 +24,8 @@ from diva.models.encoder import Context
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.pretrained import cache_dir
 from diva.terminal import track
-from diva.training.answers import AnswerTable, Continuation
+from diva.training.answer_table import AnswerTable
+from diva.training.answers import Continuation
 from diva.training.transcripts import Transcripts, digest, weights_digest
 
 _TENSORS = "table.safetensors"

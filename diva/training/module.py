@@ -21,7 +21,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from diva.data.batch import SpeechBatch, transcript_tokens
 from diva.data.manifest import Skip
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.training.answers import AnswerSettings, AnswerTable, Continuation
+from diva.training.answer_table import AnswerTable
+from diva.training.answers import AnswerSettings, Continuation
 from diva.training.checkpoints import adapter_state, check_adapter_keys
 from diva.training.distributed.devices import give_back_memory
 from diva.training.distributed.fsdp import FSDP2Strategy, shard_model

@@ -19,7 +19,8 @@ from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, 
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.parts import load_tokenizer
 from diva.training import losses as losses_module
-from diva.training.answers import Answer, AnswerSettings, AnswerTable, Continuation, answer, cut, make_answers
+from diva.training.answer_table import AnswerTable, make_answers
+from diva.training.answers import Answer, AnswerSettings, Continuation, answer, cut
 from diva.training.frozen import FrozenParts, TeacherTable
 from diva.training.losses import Objective, divergences
 from diva.training.measures import ANSWER_MEASURES
