@@ -1,7 +1,8 @@
-"""What the LLM answers, which student and teacher both read on: the teacher's answers, made once, or the student's own.
+"""The LLM's answers, which student and teacher both read after the user's turn.
 
-The teacher answers each distinct transcript once. Answers are written to the cache as they come, a line for each group
-of transcripts. Where that is interrupted, the next process goes on behind the last whole line.
+They are the teacher's answers (generated once and cached) or the student's own (`diva.training.on_policy`).
+The teacher answers each distinct transcript once. Each group of transcripts is one line of the cache file, written as
+soon as it is answered. After an interruption the next process continues after the last complete line.
 """
 
 import json
@@ -30,17 +31,18 @@ T = TypeVar("T")
 
 
 class Answer(NamedTuple):
-    """The first tokens of an answer, without its end."""
+    """The first tokens of an answer, without the token that ends it."""
 
     ids: list[int]
-    ended: bool  # behind them, or it was cut there
+    ended: bool  # True: the answer ends after them; False: it was cut there
 
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """How the teacher answers: greedily at temperature 0, else `samples` answers to each transcript.
+    """How the teacher answers: greedily at temperature 0, otherwise with `samples` sampled answers to each transcript.
 
-    Validation compares the first `val_tokens` tokens of greedy answers; with 0 the first token alone.
+    Validation compares the first `val_tokens` tokens of greedy answers. With `val_tokens=0` it compares only the first
+    token.
     """
 
     temperature: float = 0.0
@@ -55,14 +57,14 @@ class AnswerSettings:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What each of B rows goes on with after the speech or its transcript: the end of the user's turn, an answer."""
+    """The tokens after the speech (or its transcript) in each of B rows: the suffix of the turn, then an answer."""
 
     ids: Tensor  # [B, C] int64, zero-padded
-    at: Tensor  # [B, P] int64, where in `ids` a token of the answer is decided; the last is repeated
-    answer: Tensor  # [B] int64, tokens of each answer, P - 1 at most
-    ended: Tensor  # [B] bool, whether the answer's end is decided behind its last token
-    suffixes: list[list[int]]  # [B] the end of each row's turn, which `ids` begins with
-    rows: list[int] | None = None  # [B] of the table that the answers are from
+    at: Tensor  # [B, P] int64, positions in `ids` that predict a token of the answer; padded by repeating the last
+    answer: Tensor  # [B] int64, number of tokens of each answer, at most P - 1
+    ended: Tensor  # [B] bool, whether the position after the answer's last token predicts its end
+    suffixes: list[list[int]]  # [B] the suffix of each row's turn; `ids` begins with it
+    rows: list[int] | None = None  # [B] rows of the answer table; None: the answers are not from a table
 
     @classmethod
     def of(
@@ -72,7 +74,7 @@ class Continuation:
         rows: list[int] | None = None,
         width: int = 0,
     ) -> "Continuation":
-        """Rows with these suffixes and answers, padded for answers of at least `width` tokens."""
+        """Rows with these suffixes and answers, padded to answers of at least `width` tokens."""
         counts = torch.tensor([len(answer.ids) for answer in answers])
         width = max(width, int(counts.max()))
         ids = torch.zeros(len(answers), max(map(len, suffixes)) + width, dtype=torch.long)
@@ -87,7 +89,7 @@ class Continuation:
         return Continuation(ids, at, answer, ended, self.suffixes, self.rows)
 
     def weights(self, valid: Tensor, end_weight: float = 1.0) -> Tensor:
-        """How much each position counts, [B, P] in float32: 0 for padding and in rows that are not `valid` [B]."""
+        """The weight of each position, [B, P] in float32: 0 for padding and in rows that are not `valid` [B]."""
         number = torch.arange(self.at.shape[1], device=self.at.device)
         there = (number <= self.answer.unsqueeze(1)) & valid.unsqueeze(1)
         ends = (number == self.answer.unsqueeze(1)) & self.ended.unsqueeze(1)
@@ -101,7 +103,7 @@ class Continuation:
 def answer(
     model: DivaForConditionalGeneration, rows: Sequence[Tensor], limit: int, temperature: float = 0.0
 ) -> list[Answer]:
-    """What the LLM says, in up to `limit` tokens, to each row of embeddings [L_b, D] behind the prefix."""
+    """The LLM's answers of at most `limit` tokens. Each row of embeddings [L_b, D] follows the prefix."""
     device, prefix = rows[0].device, len(model.prefix_ids)
     length = max(map(len, rows))
     inner = torch.stack([torch.nn.functional.pad(row, (0, 0, length - len(row), 0)) for row in rows])
@@ -132,14 +134,14 @@ def end_ids(model: DivaForConditionalGeneration) -> set[int]:
 
 
 def cut(ids: Sequence[int], ends: set[int]) -> Answer:
-    """Generated ids up to the first that ends them."""
+    """The generated ids before the first end token."""
     for number, token in enumerate(ids):
         if token in ends:
             return Answer(list(ids[:number]), True)
     return Answer(list(ids), False)
 
 
-# ---- the teacher's answers, kept
+# ---- the teacher's answers, cached
 
 
 class AnswerTable:
@@ -149,9 +151,9 @@ class AnswerTable:
         self, suffixes: list[list[int]], answers: list[Answer], numbers: dict[str, int], width: int = 0
     ):
         self.suffixes = suffixes
-        self.answers = answers  # those to one transcript together: of the first suffix, of the second, ...
-        self.numbers = numbers  # clip id -> which of the distinct transcripts
-        self.width = width  # to which all batches are padded; 0: to their longest
+        self.answers = answers  # grouped by transcript: those of its first suffix, of its second, ...
+        self.numbers = numbers  # clip id -> index of its distinct transcript
+        self.width = width  # all batches are padded to it; 0: each batch is padded to its longest answer
 
     @classmethod
     def build(
@@ -163,7 +165,7 @@ class AnswerTable:
         instructions: Sequence[str] = (),
         width: int = 0,
     ) -> "AnswerTable":
-        """From the cache, or answered by the LLM; answers have up to `limit` tokens, with 0 none."""
+        """From the cache, or generated by the LLM. An answer has at most `limit` tokens; with 0 it is empty."""
         suffixes = turn_ends(model, instructions)
         asked = [
             (ids, suffix)
@@ -196,7 +198,7 @@ class AnswerTable:
         return cls(suffixes, answers, transcripts.numbers, width)
 
     def __len__(self) -> int:
-        """How many rows there are: suffixes and samples of all transcripts."""
+        """Number of rows: transcripts x suffixes x samples."""
         return len(self.answers)
 
     @cached_property
@@ -206,23 +208,24 @@ class AnswerTable:
 
     @cached_property
     def starts(self) -> Tensor:
-        """[rows + 1], where each row's positions begin in those of all."""
+        """[rows + 1], offset of each row's first position among the positions of all rows."""
         return torch.tensor([0, *(len(answer.ids) + 1 for answer in self.answers)]).cumsum(0)
 
     @property
     def positions(self) -> int:
-        """Where a token of an answer is decided, over all rows."""
+        """Number of positions that predict a token of an answer, over all rows."""
         return int(self.starts[-1])
 
     @property
     def digest(self) -> str:
-        """Tells these answers from others."""
+        """A digest of these answers, for cache keys."""
         return digest(self.suffixes, [tuple(answer) for answer in self.answers])
 
     def __call__(self, batch: SpeechBatch, step: int = 0) -> Continuation:
-        """What the rows of a batch go on with at a step, on the batch's device. Empty rows have no answer.
+        """The continuation of each row of a batch at a step, on the batch's device. Empty rows have no answer.
 
-        Which suffix and sample a clip gets is drawn by clip and step: on every rank, and after resuming, the same.
+        The suffix and sample of a clip are drawn from the clip and the step. So they are the same on every rank and
+        after a resume.
         """
         rows = []
         for clip_id in batch.clip_ids:
@@ -231,7 +234,7 @@ class AnswerTable:
         return self.rows(rows).to(batch.tokens.device)
 
     def rows(self, rows: list[int]) -> Continuation:
-        """What these rows go on with."""
+        """The continuation of these rows of the table."""
         samples = self.variants // len(self.suffixes)
         suffixes = [self.suffixes[max(row, 0) % self.variants // samples] for row in rows]
         answers = [Answer([], False) if row == EMPTY_ROW else self.answers[row] for row in rows]
@@ -239,7 +242,7 @@ class AnswerTable:
 
 
 def turn_ends(model: DivaForConditionalGeneration, instructions: Sequence[str]) -> list[list[int]]:
-    """Token ids from the end of the speech to the answer: behind each instruction, or the template's alone."""
+    """Token ids between the speech and the answer: one list for each instruction, else the template's suffix alone."""
     plain = [model.suffix_ids.tolist()]
     tokenizer, llm = model.processor.tokenizer, model.config.llm
     turns = [
@@ -251,9 +254,9 @@ def turn_ends(model: DivaForConditionalGeneration, instructions: Sequence[str]) 
 def make_answers(
     file: Path, groups: Sequence[Sequence[T]], answer_group: Callable[[int, Sequence[T]], list[Answer]]
 ) -> list[Answer]:
-    """The answers in `file`, to groups of questions; what is missing is made by `answer_group(number, questions)`.
+    """The answers in `file`, one line for each group of questions.
 
-    Another process that wants the same file waits.
+    `answer_group(number, questions)` generates the missing groups. Another process that needs the same file waits.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{file}.lock"):
@@ -269,7 +272,7 @@ def make_answers(
 
 
 def _whole_lines(file: Path) -> list[str]:
-    """The file's lines; what a killed process left behind the last of them is cut off."""
+    """The complete lines of the file. An incomplete last line, written by a killed process, is removed."""
     if not file.is_file():
         return []
     text = file.read_bytes()

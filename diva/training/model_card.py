@@ -1,4 +1,4 @@
-"""The README.md of an export: what the model is, what it was made of, what it reached, and whose terms apply."""
+"""The README.md of an export: description, recipe, metrics and licences of the model."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from diva import markdown
 from diva.config import make
 from diva.models.configuration import AdapterConfig
 
-# Terms under which its authors published each part, as far as this codebase knows the part.
+# The licence of each published part that this codebase knows.
 LICENCES = {
     "openai/whisper-tiny.en": "MIT",
     "openai/whisper-large-v3": "MIT",
