@@ -24,7 +24,7 @@ def check_adapter_keys(found: dict[str, Tensor], expected: dict[str, Tensor]) ->
     surplus = sorted(found.keys() - expected.keys())
     if missing or surplus:
         raise UserError(
-            f"the checkpoint is of another adapter: it lacks {missing[:3]} and has {surplus[:3]} besides;"
+            f"the checkpoint is of another adapter: missing keys {missing[:3]}, unexpected keys {surplus[:3]};"
             " resume with the model config of the run it comes from"
         )
     for key, value in found.items():

@@ -106,7 +106,7 @@ def _figures(summary: dict[str, Any]) -> str:
     names = ("alignment_accuracy", "first_token_agreement", "kl")
     sets = sorted({key.split("/")[0] for key in summary if key.endswith("/kl")})
     rows = [(split, *(f"{summary[f'{split}/{name}']:.3f}" for name in names)) for split in sets]
-    text = _table("## Figures on held-out speech", ("", *(name.replace("_", " ") for name in names)), rows)
+    text = _table("## Metrics on held-out speech", ("", *(name.replace("_", " ") for name in names)), rows)
     said = [(row["question"], row["teacher"], row["student"]) for row in summary["responses"]]
     return text + "\n" + _table("", ("asked aloud", "the LLM, reading", "this model, hearing"), said)
 
