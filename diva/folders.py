@@ -18,7 +18,8 @@ def take(folder: Path) -> None:
     """Make `folder` and lock it until this process ends.
 
     Forked processes (DataLoader workers) do not inherit the lock. It works across nodes on NFS. On a file system
-    without locks nothing is checked. Raises UserError if another process has locked the folder, OSError if it is not writable.
+    without locks nothing is checked. Raises UserError if another process has locked the folder, OSError if it is not
+    writable.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (path := folder.resolve()) in _held:
