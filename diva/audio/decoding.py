@@ -222,10 +222,10 @@ def _mix(samples: np.ndarray) -> np.ndarray:
     if samples.shape[1] == 1:
         return samples[:, 0]
     centred = samples - samples.mean(axis=0)
-    heard = np.abs(centred).max(axis=0) >= SILENCE_PEAK
-    if not heard.any():
+    audible = np.abs(centred).max(axis=0) >= SILENCE_PEAK
+    if not audible.any():
         return samples.mean(axis=1)
-    samples, centred = samples[:, heard], centred[:, heard]
+    samples, centred = samples[:, audible], centred[:, audible]
     powers = np.square(centred).sum(axis=0)
     loudest = centred[:, powers.argmax()]
     correlations = loudest @ centred / np.sqrt(powers * powers.max())

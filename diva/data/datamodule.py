@@ -165,7 +165,7 @@ class SpeechDataModule(LightningDataModule):
         lines.append(f"padding: {sampler.padding_fraction(0):.1%} of the samples")
         skips = [skip for of_split in self.skipped.values() for skip in of_split]
         reasons = ", ".join(f"{count} {reason}" for reason, count in count_by_reason(skips).items())
-        lines.append(f"left out: {reasons or 'none'}")
+        lines.append(f"skipped: {reasons or 'none'}")
         return "\n".join(lines)
 
     # -- loaders ------------------------------------------------------------------------------------------------

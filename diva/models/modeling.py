@@ -216,21 +216,21 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
 
         `audio` [A, S] and `audio_samples` [A] are the clips of the whole batch in reading order.
         """
-        heard = input_ids == self.processor.audio_token_id
-        embeddings = self.embed(input_ids.masked_fill(heard, 0))
+        placeholders = input_ids == self.processor.audio_token_id
+        embeddings = self.embed(input_ids.masked_fill(placeholders, 0))
         if audio is None:
             return embeddings
         read = self.config.adapter.tokens_read(audio_samples)
-        if int(heard.sum()) != int(read.sum()):
+        if int(placeholders.sum()) != int(read.sum()):
             raise ValueError(
-                f"input_ids has {int(heard.sum())} places for virtual tokens, while {len(audio)} clips give"
+                f"input_ids has {int(placeholders.sum())} places for virtual tokens, while {len(audio)} clips give"
                 f" {int(read.sum())}; let DivaProcessor make both"
             )
         device = self.encoder.log_mel.window.device
         v = self.virtual_tokens(audio.to(device), audio_samples.to(device)).to(embeddings.device)
         number = torch.arange(v.shape[1], device=read.device)
         v = v[number >= v.shape[1] - read.unsqueeze(1)]
-        return embeddings.masked_scatter(heard.unsqueeze(-1), v.to(embeddings.dtype))
+        return embeddings.masked_scatter(placeholders.unsqueeze(-1), v.to(embeddings.dtype))
 
     def forward(
         self,

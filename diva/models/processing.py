@@ -123,8 +123,8 @@ class DivaProcessor(ProcessorMixin):
             )
         turn = released_user_turn if self.prompt_layout == "released" else user_turn
         prompts = [
-            turn(self.tokenizer, told or self.system_prompt, template_kwargs=self.template_kwargs)
-            for told in instructions
+            turn(self.tokenizer, instruction or self.system_prompt, template_kwargs=self.template_kwargs)
+            for instruction in instructions
         ]
         pieces = [[prompt.prefix_ids, prompt.suffix_ids] for prompt in prompts]
         return self._batch(pieces, [[self._hear(clip, SAMPLE_RATE)] for clip in clips])

@@ -172,8 +172,8 @@ class TeacherTable:
     ) -> "TeacherTable":
         """From the cache, or computed by the first process that comes."""
         distinct = transcripts.distinct
-        told = (model.suffix_ids.tolist(), distinct) if answers is None else (distinct, answers.digest)
-        key = digest(weights_digest(model.llm), model.prefix_ids.tolist(), *told)
+        sources = (model.suffix_ids.tolist(), distinct) if answers is None else (distinct, answers.digest)
+        key = digest(weights_digest(model.llm), model.prefix_ids.tolist(), *sources)
         if answers is None:
             table = _cached(f"teacher/{key}", lambda: {"states": _teacher_states(model, distinct)})
             return cls(table["states"], transcripts.numbers)
