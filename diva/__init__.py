@@ -1,6 +1,6 @@
 """Distilled Voice Assistants: a frozen text LLM learns to hear.
 
-After `import diva` transformers' Auto classes load DiVA's exports. Both packages are imported on first use only.
+After `import diva` transformers' Auto classes load DiVA's exports. torch and transformers are imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,6 +1,6 @@
-"""How every command of diva speaks.
+"""Exit codes and error messages of all commands.
 
-Exit codes: 0 done, 2 the user's input is wrong (one line says what and how to mend it), 1 our fault.
+Exit codes: 0 done; 2 the user's input is wrong (one line says what is wrong and how to correct it); 1 an error in diva.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 from diva.errors import UserError
 
-# What the machine refuses, and what its user can do about it.
+# Errors of the operating system that the user can correct, and how.
 _REMEDIES = {
     errno.EACCES: "give this user the right to it, or name another place",
     errno.EPERM: "give this user the right to it, or name another place",
@@ -38,9 +38,9 @@ _REMEDIES = {
 
 
 def refusal(error: BaseException) -> str | None:
-    """What the machine refuses and the user can mend, in one line; None for any other error.
+    """One line about an error of the operating system that the user can correct; None for any other error.
 
-    Libraries written in Rust (safetensors) give the number in their text alone.
+    Libraries written in Rust (safetensors) have the error number only in their message.
     """
     found = re.search(r"\(os error (\d+)\)", str(error))
     number = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
@@ -53,7 +53,7 @@ def refusal(error: BaseException) -> str | None:
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """Say what the user can mend in one line, and leave with exit code 2."""
+    """Print an error that the user can correct in one line, and exit with code 2."""
     try:
         yield
     except UserError as error:
@@ -65,7 +65,7 @@ def in_one_line() -> Iterator[None]:
 
 
 def exit_codes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn a UserError into one line on stderr and exit code 2; letters that a terminal has not become escapes."""
+    """Turn a UserError into one line on stderr and exit code 2. Characters that the terminal lacks become escapes."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -73,7 +73,7 @@ def exit_codes(function: Callable[..., Any]) -> Callable[..., Any]:
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         name_user()
-        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra shortens what it has not raised itself
+        os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # otherwise Hydra shortens errors of other code
         with in_one_line():
             return function(*args, **kwargs)
 
@@ -81,13 +81,13 @@ def exit_codes(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fail(error: UserError | str) -> None:
-    """Say what is wrong in one line and leave with exit code 2."""
+    """Print the error in one line and exit with code 2."""
     print(f"diva: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
 
 
 def name_user() -> None:
-    """Give a user id without a name (`docker --user 12345`) what libraries ask for: a name and a home."""
+    """Set a user name and a home folder if the user id has none (`docker --user 12345`). Libraries need them."""
     try:
         pwd.getpwuid(os.getuid())
     except KeyError:
@@ -100,9 +100,9 @@ def name_user() -> None:
 
 
 def quieten() -> None:
-    """Libraries' notes that say nothing to the user of a command."""
+    """Turn off messages of libraries that do not help the user of a command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import transformers  # takes a second, which a command that only says what is wrong does not need
+    import transformers  # imported here: it takes a second, and a command that only prints an error does not need it
 
     warnings.filterwarnings("ignore", module=r"(lightning|torch|transformers)\b")
     transformers.utils.logging.disable_progress_bar()
@@ -119,7 +119,7 @@ def positive(text: str) -> float:
 
 
 def count(text: str) -> int:
-    """An option's type: a whole number from 1 on."""
+    """An option's type: a whole number of at least 1."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is less than 1")
@@ -127,7 +127,7 @@ def count(text: str) -> int:
 
 
 def add_parts(parser: argparse.ArgumentParser) -> None:
-    """The options of a command line that say of what a model was made."""
+    """Add the options that name the frozen parts of a model."""
     parser.add_argument(
         "--llm", help="the LLM it was trained with, where its files do not say or it lies elsewhere"
     )

@@ -1,7 +1,7 @@
 """Draw a run's curves: `python -m diva.curves [RUN_DIR] [--into FOLDER]` (the newest run unless named).
 
 Writes curves.png into the run's folder. --into copies curves.png, summary.json and responses.tsv to a folder.
---pages writes the results of summary.json into Markdown files, between the marks that they have:
+--pages writes the results of summary.json into Markdown files, between these marks:
 `<!-- results -->` ... `<!-- /results -->` for the final metrics, `<!-- answers -->` ... `<!-- /answers -->` for the
 answers to held-out questions.
 """

@@ -1,8 +1,8 @@
 """Talk to a trained DiVA in the browser: `python -m diva.demo [--model RUN_OR_EXPORT_OR_ID] [--runs runs]`.
 
-Opens on MODEL, or on the newest finished run below `runs/`. What is spoken is answered by the model, which hears it
-and all that was said before; beside it stands what the text teacher (the same frozen LLM) answers to the transcript.
-Answers are greedy and of up to 128 tokens, as those of `model.generate([clip])`. Nothing leaves the machine.
+It starts with MODEL, or with the newest finished run below `runs/`. The model answers the recording and reads all
+earlier turns. Next to its answer is the answer of the text teacher (the same frozen LLM) to the transcript.
+Answers are greedy and have at most 128 tokens, as with `model.generate([clip])`. No data leaves the machine.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def reach_directly(host: str) -> None:
-    """Keep the proxy of the environment (`http_proxy`) away from the page's own address, which gradio asks for."""
+    """Exclude the page's own address from the proxy of the environment (`http_proxy`): gradio connects to it."""
     for name in ("no_proxy", "NO_PROXY"):
         hosts = [os.environ.get(name), host, "localhost", "127.0.0.1"]
         os.environ[name] = ",".join(filter(None, hosts))

@@ -1,14 +1,14 @@
-"""The errors that are the user's to mend: one line that says what, where and how; exit code 2."""
+"""Errors that the user can correct: one line that says what is wrong, where, and how to correct it; exit code 2."""
 
 
 class UserError(ValueError):
-    """What the user gave cannot be used. The message is the one line that the user sees."""
+    """The user's input cannot be used. The user sees the message, which has one line."""
 
 
 class AudioFault(UserError):
-    """A clip that cannot be heard.
+    """A clip that cannot be used.
 
-    `reason` is the short name under which skipped clips are counted, `detail` says what was found.
+    `reason` is a short name; skipped clips are counted by it. `detail` describes the fault.
     """
 
     def __init__(self, reason: str, detail: str):
@@ -16,5 +16,5 @@ class AudioFault(UserError):
         self.reason = reason
         self.detail = detail
 
-    def __reduce__(self):  # crosses process borders in DataLoader workers
+    def __reduce__(self):  # for pickling: DataLoader workers send it to the main process
         return AudioFault, (self.reason, self.detail)

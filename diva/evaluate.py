@@ -1,8 +1,8 @@
 """Evaluate a system on a benchmark: `python -m diva.evaluate task=NAME system=RUN_DIR [key=value ...]`.
 
 `system=` is a choice of configs/system, or a run directory, export or hub id of a DiVA. `predictions=FILE` scores
-answers that are there already. The LLM that reads the true transcript (ceiling) and Whisper with that LLM (cascade)
-answer beside the system.
+existing answers. Two baselines answer too: the LLM with the true transcript (ceiling), and Whisper with that LLM
+(cascade).
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes: a file is complete or does not exist."""
 
 import os
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ from pathlib import Path
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """What to write to instead of `path`: a name beside it, which takes its place at the end of the block.
+    """A temporary path to write to, in the folder of `path`. At the end of the block it is renamed to `path`.
 
-    Whoever reads `path` sees the old file or the new one, never a part. After an error the old one is still there.
+    A reader of `path` sees the old file or the new one, never a part. After an error the old file is unchanged.
     """
     unfinished = path.with_name(f"{path.name}.part")
     try:

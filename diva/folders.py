@@ -1,4 +1,4 @@
-"""Folders that one process at a time writes into."""
+"""Locks on folders: only one process at a time writes into a folder."""
 
 import errno
 import fcntl
@@ -10,16 +10,16 @@ from diva.errors import UserError
 
 _LOCK = ".taken"
 _IN_USE = (errno.EACCES, errno.EAGAIN)
-# Never closed: the system gives a file's lock back when the process closes it, or ends, however it ends.
+# Never closed: the system releases the lock when the process closes the file or ends.
 _held: dict[Path, TextIO] = {}
 
 
 def take(folder: Path) -> None:
-    """Make `folder`, and let no other process take it until this one has ended.
+    """Make `folder` and lock it until this process ends.
 
-    The lock is the process's own: forks (DataLoader workers) do not have it, and NFS knows it on every node. On a disk
-    without locks nothing is checked. Raises UserError where another process has the folder; OSError where it cannot be
-    written to.
+    Forked processes (DataLoader workers) do not inherit the lock. It works across nodes on NFS. On a file system
+    without locks nothing is checked. Raises UserError if another process has locked the folder, OSError if it is not
+    writable.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (path := folder.resolve()) in _held:
@@ -37,7 +37,7 @@ def take(folder: Path) -> None:
 
 
 def take_new(folder: Path) -> Path:
-    """Take `folder`, or where another process has it, the first of FOLDER_2, FOLDER_3, ... that none has."""
+    """Take `folder`. If another process has it, take the first free one of FOLDER_2, FOLDER_3, ..."""
     number, candidate = 1, folder
     while True:
         try:
@@ -49,7 +49,7 @@ def take_new(folder: Path) -> Path:
 
 
 def is_first_process(environ: "os._Environ[str] | dict[str, str]" = os.environ) -> bool:
-    """Whether this process is the one of its run that writes, by what torchrun, SLURM or Lightning have told it."""
+    """Whether this process writes the files of its run, by the variables of torchrun, SLURM or Lightning."""
     ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
     rank = next((environ[name] for name in ranks if name in environ), "0")
     node = environ.get("NODE_RANK", environ.get("GROUP_RANK", "0"))

@@ -1,7 +1,7 @@
-"""Ask a trained DiVA aloud: `python -m diva.generate MODEL clip.wav [clip2.wav ...] [--prompt TEXT]`.
+"""Answer spoken questions: `python -m diva.generate MODEL clip.wav [clip2.wav ...] [--prompt TEXT]`.
 
-MODEL is a run directory, an export or a hub id. One response a line, in the order of the clips. A damaged clip is
-named and skipped, and the exit code is 2 at the end.
+MODEL is a run directory, an export or a hub id. It prints one response per line, in the order of the clips. A damaged
+clip is named and skipped. Then the exit code is 2.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _SAMPLE_RATE = 16_000
 
 @dataclass
 class Question:
-    """A clip of the command line, and what became of it."""
+    """A clip of the command line, and its result."""
 
     clip: str
     waveform: "np.ndarray | None" = None  # [S]
@@ -54,7 +54,7 @@ def main() -> None:
         else:
             answer(model, questions, arguments, limits)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads has what they want, as `head` does
+    except BrokenPipeError:  # the reader of the output has closed it, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if any(question.error for question in questions):
         sys.exit(2)
@@ -71,7 +71,7 @@ def listen(model: "DivaForConditionalGeneration", clip: str) -> Question:
 
 
 def chat(question: Question, arguments: argparse.Namespace) -> list[dict]:
-    """The clip as a user's turn, the prompt behind it as text, the system message before it."""
+    """The messages: the system message, then a user turn with the clip and the prompt as text."""
     content = [{"type": "audio", "audio": question.waveform}]
     if arguments.prompt:
         content.append({"type": "text", "text": f"\n{arguments.prompt}"})
@@ -85,7 +85,7 @@ def answer(
     arguments: argparse.Namespace,
     limits: dict,
 ) -> None:
-    """Answer clips of like length together, and print in the order of the clips."""
+    """Answer clips of similar length together, and print the answers in the order of the clips."""
     batches = list(by_length([q for q in questions if not q.error], arguments.batch_size))
     for batch in track(batches, "answering", transient=True):
         inputs = model.processor.apply_chat_template([chat(q, arguments) for q in batch]).to(model.device)
@@ -109,7 +109,7 @@ def by_length(questions: Sequence[Question], batch_size: int) -> Iterator[list[Q
 def stream(
     model: "DivaForConditionalGeneration", question: Question, arguments: argparse.Namespace, limits: dict
 ) -> None:
-    """Print one answer as it comes: its words, or with --json a line for each piece and one for the whole."""
+    """Print one answer while it is generated: its text, or with --json a line per piece and one for the whole."""
     if question.error is None:
         question.answer = ""
         inputs = model.processor.apply_chat_template([chat(question, arguments)])
@@ -124,7 +124,7 @@ def stream(
 
 
 def as_json(values: dict) -> str:
-    """One line; only JSON's own escapes are JSON where the terminal lacks a letter."""
+    """One line of JSON. Characters that the terminal lacks are written as JSON escapes."""
     encoding = (sys.stdout.encoding or "ascii").lower().replace("-", "")
     return json.dumps(values, ensure_ascii=encoding != "utf8")
 

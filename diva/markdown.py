@@ -1,11 +1,11 @@
-"""Tables as markdown, and the figures in their cells."""
+"""Markdown tables, and the numbers in their cells."""
 
 import statistics
 from collections.abc import Iterable, Sequence
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], numbers: bool = False) -> list[str]:
-    """The lines of a table; with `numbers`, all columns but the first stand on the right."""
+    """The lines of a table. With `numbers`, all columns except the first are right-aligned."""
     rule = ["---", *(["---:" if numbers else "---"] * (len(header) - 1))]
     lines = [_line(header), f"|{'|'.join(rule)}|"]
     return lines + [_line(row) for row in rows]
@@ -16,7 +16,7 @@ def _line(cells: Sequence[object]) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 4) -> str:
-    """Mean ± sample standard deviation; the value itself where there is one, nothing where there is none."""
+    """Mean ± sample standard deviation. A single value is printed alone; no values give an empty text."""
     if not values:
         return ""
     mean = f"{statistics.fmean(values):.{digits}f}"

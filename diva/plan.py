@@ -1,9 +1,9 @@
 """What a training run will cost: `python -m diva.plan [experiment=NAME] [group=CHOICE ...] [key=value ...]`.
 
-Takes what diva.train takes and says, from the configs alone, what the run needs in memory, what it computes and how
-long that takes. It needs neither weights nor data: a corpus that is not at hand is assumed to be like Common Voice
-(plan.median_seconds=S for another), devices that are not here are assumed or given (plan.device_memory_gb=GB,
-plan.device_tflops=PEAK, plan.mfu=FRACTION). plan.json=FILE writes the figures, too.
+It takes the arguments of diva.train. From the configs alone it estimates the memory, the FLOPs and the duration of the
+run. It needs neither weights nor data. A missing corpus is assumed to be like Common Voice (plan.median_seconds=S
+changes the length of its clips). A missing device is assumed, or given with plan.device_memory_gb=GB,
+plan.device_tflops=PEAK and plan.mfu=FRACTION. plan.json=FILE also writes the numbers to a file.
 """
 
 import json
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
-    """The config of a run that may do without data."""
+    """The config of a run. The data need not exist."""
     try:
         return check_overrides("train", list(overrides), config_dir)
     except UserError:
@@ -59,7 +59,7 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> DictConf
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run costs. Bytes and FLOPs are of one device where not said otherwise."""
+    """The costs of a run. Bytes and FLOPs are those of one device unless a comment says otherwise."""
 
     devices: int
     device: str
@@ -71,7 +71,7 @@ class Plan:
     memory: "Memory"
     memory_total: int
     host_total: int
-    flops_per_clip: dict[str, float]  # by stage, as if all were computed in each step
+    flops_per_clip: dict[str, float]  # by stage, if every step computed all stages
     phases: "list[Phase]"
     hours: float
     device_hours: float
@@ -79,8 +79,8 @@ class Plan:
 
 
 def make_plan(config: DictConfig) -> Plan:
-    """Count, time and add up. Raises UserError for what the user can mend."""
-    # Here, so that --help and a misspelt key need not wait for torch.
+    """Estimate memory, FLOPs and duration. Raises UserError for errors that the user can correct."""
+    # Imported here, so that --help and a misspelt key do not wait for torch.
     from diva.planning.duration import Timing
     from diva.planning.memory import largest_micro_batch, largest_val_batch, memory_of
     from diva.planning.run import Run

@@ -34,7 +34,7 @@ from diva.training.run_folder import RunRecord, own_folder
 
 
 def train(config: DictConfig, folder: Path) -> float | None:
-    """Run one experiment in `folder`; returns val/kl, the figure that sweeps minimise."""
+    """Run one experiment in `folder`. Returns val/kl, the metric that sweeps minimise."""
     started = time.time()
     quieten()
     folder = own_folder(config, folder)
@@ -55,12 +55,12 @@ def train(config: DictConfig, folder: Path) -> float | None:
     if config.checkpoint_best is not None:
         callbacks.append(BestExport(folder, config.checkpoint_best, bool(config.resume)))
     if (folder / TRIAL).is_file():
-        from diva.sweeps.optuna_study import pruning  # Optuna, which no other run has to load
+        from diva.sweeps.optuna_study import pruning  # imports Optuna, which other runs do not need
 
         callbacks += pruning(folder)
     trainer = make_trainer(config, folder, callbacks)
     model_config: DivaConfig = make(config.model)
-    start = None if config.resume else read_start(model_config)  # a resumed run has its own weights
+    start = None if config.resume else read_start(model_config)  # a resumed run loads its own checkpoint
     tokenizer = load_tokenizer(model_config.llm.name)
     data = make_data(config.data, tokenizer, model_config.adapter, folder)
     data.setup("fit")
@@ -83,7 +83,7 @@ def train(config: DictConfig, folder: Path) -> float | None:
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     validated = any(not name.startswith("train/") for name in trainer.callback_metrics)
     if config.max_steps % config.val_every or not validated:
-        # The final figures are those of the final weights; a run stopped within its last validation has none yet.
+        # The final metrics must be those of the final weights. A run stopped in its last validation has none yet.
         trainer.validate(module, datamodule=data, verbose=False)
     kl = trainer.callback_metrics.get("val/kl")
     return None if kl is None else float(kl)
@@ -92,9 +92,9 @@ def train(config: DictConfig, folder: Path) -> float | None:
 def make_data(
     config: DictConfig, tokenizer: PreTrainedTokenizerBase, adapter: AdapterConfig, folder: Path
 ) -> SpeechDataModule:
-    """The data module, for transcripts that an adapter has virtual tokens for.
+    """The data module of a config. Its limits on transcripts are those of the adapter's virtual tokens.
 
-    Keys it does not take (data.root and the like) are there for the corpus to refer to.
+    Keys that are not parameters of the data module, such as data.root, are for interpolation in the corpus's config.
     """
     if (config.get("max_seconds") or 0) > WHISPER_SECONDS:
         raise UserError(
@@ -130,7 +130,7 @@ def make_module(config: DictConfig, model: DivaForConditionalGeneration) -> Diva
 
 
 def make_trainer(config: DictConfig, folder: Path, callbacks: list) -> Trainer:
-    """Lightning's Trainer from the hardware config; validation is counted in optimizer steps, not epochs."""
+    """Lightning's Trainer from the hardware config. Validation intervals are in optimizer steps, not epochs."""
     hardware = config.hardware
     loggers: list[Logger] = [MetricsFile(folder / "metrics.csv")]
     loggers += [make(logger) for logger in (config.logger or {}).values()]

@@ -1,8 +1,10 @@
 """Serve a trained DiVA over HTTP, as OpenAI's chat completions: `python -m diva.serve [MODEL]`.
 
-MODEL is a run directory, an export or a hub id; the newest run unless given. Clients use the name `diva` (`--name`)
-and, where the environment has DIVA_API_KEY, that key. Answers are greedy unless a temperature or a top_p is asked for.
+MODEL is a run directory, an export or a hub id; by default the newest run. Clients use the model name `diva`
+(`--name`). If the environment has DIVA_API_KEY, clients must send that key. Answers are greedy unless the request sets
+temperature or top_p.
 The parts of a message are joined by line breaks, as `diva.generate --prompt` joins a clip and its prompt.
+
 """
 
 import argparse

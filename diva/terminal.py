@@ -1,6 +1,7 @@
-"""What commands show beside their results: lines, tables and progress bars, by rich.
+"""Terminal output of commands besides their results: lines, tables and progress bars, with rich.
 
-Text of the user is never markup, and a terminal that has gone (a closed pipe, a full disk behind `2>`) ends nothing.
+The user's text is never read as markup. A closed terminal (a closed pipe, a full disk behind `2>`) does not end a
+command.
 """
 
 import sys
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 
 class _Stream:
-    """A stream whose reader may have gone: what cannot be written is lost."""
+    """A stream that may be closed. Text that cannot be written is dropped."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -42,7 +43,7 @@ class _Stream:
 
 
 def stderr_console() -> Console:
-    """For what is said beside a result."""
+    """For messages that are not results."""
     return Console(file=_Stream(sys.stderr), markup=False, emoji=False, highlight=False)  # type: ignore[arg-type]
 
 
@@ -58,7 +59,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def decorating(what: str) -> Iterator[None]:
-    """Whatever fails within is said in one line and ends nothing: the results are written by then."""
+    """Print any error inside as a one-line warning and continue. Use it after the results are written."""
     try:
         yield
     except Exception as error:
@@ -77,7 +78,7 @@ def progress(*columns: ProgressColumn, transient: bool = False) -> Progress:
 
 
 def progress_bar(*figures: ProgressColumn, transient: bool = False) -> Progress:
-    """Description, bar, how many of how many are done, any further `figures`, and the time that is left."""
+    """A progress bar with description, bar, items done and total, further columns (`figures`), and remaining time."""
     columns = label(), BarColumn(), MofNCompleteColumn(), *figures, TimeRemainingColumn()
     return progress(*columns, transient=transient)
 
@@ -85,14 +86,14 @@ def progress_bar(*figures: ProgressColumn, transient: bool = False) -> Progress:
 def track(
     items: Iterable[T], description: str, total: int | None = None, done: int = 0, transient: bool = False
 ) -> Iterator[T]:
-    """`items`, with a progress bar while they are taken; `done` of `total` are done before."""
+    """`items`, with a progress bar during the iteration. `done` of `total` items are already done."""
     with progress_bar(transient=transient) as bar:
         yield from bar.track(items, total=total, completed=done, description=description)
 
 
 @contextmanager
 def progress_open(path: Path, what: str) -> Iterator[BinaryIO]:
-    """The file, opened to be read, with a progress bar that says `what` is done to it."""
+    """The file, opened for reading, with a progress bar. `what` describes the work."""
     with (
         progress(label(), BarColumn(), TimeRemainingColumn()) as bar,
         bar.open(path, "rb", description=f"{what} {path.name}") as file,

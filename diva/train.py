@@ -1,7 +1,7 @@
 """Train a DiVA: `python -m diva.train [experiment=NAME] [group=CHOICE ...] [key=value ...]`.
 
-The command line is checked before anything slow is imported (torch, Lightning, transformers): a misspelt key is said in
-two seconds.
+The command line is checked before slow imports (torch, Lightning, transformers). So the error for a misspelt key comes
+within two seconds.
 """
 
 import os
@@ -51,14 +51,16 @@ def run_hydra(config: DictConfig) -> float | None:
         with in_one_line():
             return train(config, Path(HydraConfig.get().runtime.output_dir))
     except Pruned:
-        return None  # the run's folder says why
+        return None  # the reason is in the run's folder
     except SIGTERMException:
-        sys.exit(128 + signal.SIGTERM)  # preempted: the checkpoint is written, resume=RUN_DIR goes on
+        sys.exit(
+            128 + signal.SIGTERM
+        )  # preempted: the checkpoint is written, resume=RUN_DIR continues the run
     return None
 
 
 def check_shared_folder(arguments: list[str], environ: Mapping[str, str] = os.environ) -> None:
-    """Raise UserError where processes that were started together would name a folder each, by their own clock."""
+    """Raise UserError if several processes of one run would each name their own folder, by their own clock."""
     key = "WORLD_SIZE" if "TORCHELASTIC_RUN_ID" in environ else "SLURM_STEP_NUM_TASKS"
     processes = int(environ.get(key, 1))
     if processes > 1 and not any(a.startswith(("hydra.run.dir=", "resume=")) for a in arguments):
@@ -68,13 +70,15 @@ def check_shared_folder(arguments: list[str], environ: Mapping[str, str] = os.en
 
 
 def resume_arguments(arguments: list[str]) -> list[str]:
-    """`resume=RUN_DIR ...` -> the overrides that run was started with, then the new ones, in the same folder."""
+    """`resume=RUN_DIR ...` -> the overrides of that run, then the new ones, in the same folder."""
     given = next((argument for argument in arguments if argument.startswith("resume=")), "resume=null")
     folder = parse([given])[0].value()
     if folder is None:
         return arguments
     into = f"hydra.run.dir={quote(str(folder))}"
-    if into in arguments:  # a DDP child gets the arguments of its parent, which has been here
+    if (
+        into in arguments
+    ):  # a DDP child gets the arguments of its parent, which this function has already changed
         return arguments
     run = Path(str(folder))
     if not (run / "overrides.yaml").is_file():
@@ -84,7 +88,8 @@ def resume_arguments(arguments: list[str]) -> list[str]:
     check_resumable(run / "checkpoints" / "last.ckpt")
     given_anew = {argument.partition("=")[0].lstrip("+~") for argument in arguments}
     stored = [with_current_key(str(override)) for override in OmegaConf.load(run / "overrides.yaml")]
-    # A sweep gives its runs what it gave them before.
+    # A resumed sweep gives its runs the same overrides as before.
+
     if any(a.startswith("model.start_from=") and a not in stored for a in arguments):
         raise UserError(f"resume={folder} goes on with the run's own weights: leave out model.start_from")
     kept = [override for override in stored if override.partition("=")[0].lstrip("+~") not in given_anew]

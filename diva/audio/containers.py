@@ -1,7 +1,8 @@
-"""What an audio file promises, and what is there: for the containers whose header libsndfile believes.
+"""Compare the header of an audio file with its contents, for the containers whose header libsndfile trusts.
 
-libsndfile takes the length of an mp3 without a Xing header from the bitrate of its first frame, reads no further than
-that, and says nothing where a file ends before its header does (libsndfile 1.2.2: src/mpeg_decode.c, src/sndfile.c).
+If an mp3 has no Xing header, libsndfile computes its length from the bitrate of the first frame, and reads no more than
+that. If a file is shorter than its header says, libsndfile reports nothing (libsndfile 1.2.2: src/mpeg_decode.c,
+src/sndfile.c).
 """
 
 import io
@@ -12,17 +13,17 @@ from typing import BinaryIO
 
 from ..errors import AudioFault
 
-# Programs that write into a pipe cannot know the size; they put 0, or 2^31 or 2^32 less a little.
+# Programs that write into a pipe do not know the size. They write 0, or slightly less than 2^31 or 2^32.
 _UNKNOWN_SIZE = 0x7FFF_0000
-# Some editors write a few bytes behind the samples that are no chunk.
+# Some editors write a few bytes after the samples that are not a chunk.
 _STRAY_BYTES = 1024
 
-# Kilobits a second of layer III by the header's index, for MPEG-1 and for MPEG-2 and 2.5 (ISO 11172-3, 13818-3).
+# Bitrates of layer III in kbit/s by the header's index, for MPEG-1 and for MPEG-2 and 2.5 (ISO 11172-3, 13818-3).
 _KILOBITS_1 = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 _KILOBITS_2 = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 _RATES = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
 _MPEG_1 = 3
-# A Xing frame needs some 160 bytes; at this index every rate has room for it.
+# Bitrate index of a Xing frame. It needs about 160 bytes, and at this index the frame is large enough at every rate.
 _XING_BITRATE = 8
 _XING_FRAMES, _XING_BYTES = 1, 2  # its flags: the number of frames, and of bytes, follow
 _TAGS = (b"TAG", b"APETAGEX", b"LYRICS", b"ID3", b"3DI")
@@ -43,12 +44,12 @@ class _Mp3Frame:
 
     @property
     def xing_at(self) -> int:
-        """Where in the frame a Xing header would be: behind the side information."""
+        """The position of a Xing header in the frame: after the side information."""
         return 4 + ((17 if self.mono else 32) if self.version == _MPEG_1 else (9 if self.mono else 17))
 
 
 def _mp3_frame(data: bytes, at: int) -> _Mp3Frame | None:
-    """The frame whose header is at this place, if there is one."""
+    """The frame whose header is at position `at`; None if there is none."""
     if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE6 != 0xE2:
         return None
     version, bitrate, rate = data[at + 1] >> 3 & 3, data[at + 2] >> 4, data[at + 2] >> 2 & 3
@@ -61,10 +62,10 @@ def _mp3_frame(data: bytes, at: int) -> _Mp3Frame | None:
 
 
 def whole_mp3(data: bytes, name: str) -> bytes | None:
-    """The bytes of an mp3 such that libsndfile reads all of it; None for what is no layer III.
+    """The bytes of an mp3, corrected so that libsndfile reads all of it; None if it is not layer III.
 
-    All frames are counted. Where the file has no Xing header, or one with another number, it is given one.
-    Raises AudioFault where it has fewer frames than its header promises, or breaks off within one.
+    All frames are counted. If the Xing header is missing or has another number, a correct one is added.
+    Raises AudioFault if the file has fewer frames than its header says, or ends within a frame.
     """
     start = _mp3_start(data)
     first = _mp3_frame(data, start)
@@ -83,7 +84,7 @@ def whole_mp3(data: bytes, name: str) -> bytes | None:
 
 
 def _mp3_start(data: bytes) -> int:
-    """Where the first frame is: behind ID3 tags, and behind what comes before two frames in a row."""
+    """The position of the first frame: after ID3 tags, where two frames follow each other."""
     start = 0
     while data[start : start + 3] == b"ID3" and len(data) >= start + 10:
         size = data[start + 6 : start + 10]
@@ -93,7 +94,7 @@ def _mp3_start(data: bytes) -> int:
 
 
 def _resync(data: bytes, at: int) -> int:
-    """The next place at which a frame begins and is followed by another one or by the end; else the end."""
+    """The next position of a frame that another frame or the end of the file follows; otherwise the end."""
     while (at := data.find(b"\xff", at)) >= 0:
         frame = _mp3_frame(data, at)
         if frame and (at + frame.size >= len(data) or _mp3_frame(data, at + frame.size)):
@@ -103,7 +104,7 @@ def _resync(data: bytes, at: int) -> int:
 
 
 def _xing(data: bytes, start: int, first: _Mp3Frame) -> tuple[int, int | None]:
-    """Where the frames with sound begin, and how many a Xing header promises, if there is one."""
+    """The position of the first frame with sound, and the number of frames in the Xing header (None: no header)."""
     at = start + first.xing_at
     if data[at : at + 4] not in (b"Xing", b"Info"):
         return start, None
@@ -113,13 +114,13 @@ def _xing(data: bytes, start: int, first: _Mp3Frame) -> tuple[int, int | None]:
 
 
 def _count_mp3_frames(data: bytes, at: int, first: _Mp3Frame) -> tuple[int, int | None]:
-    """Whole frames from there on, and where they end; None where the last one is cut off."""
+    """The number of complete frames from position `at`, and where they end; None if the last frame is incomplete."""
     count = 0
     while at < len(data):
         frame = _mp3_frame(data, at)
         if frame is None or frame.rate != first.rate:
             if data[at : at + 8].startswith(_TAGS) or (found := _resync(data, at + 1)) == len(data):
-                # A tag or stray bytes; or what is there of a header of 4 bytes.
+                # A tag, other bytes, or an incomplete header of 4 bytes.
                 return count, None if len(data) - at < 4 and data[at] == 0xFF else at
             at = found
         elif at + frame.size > len(data):
@@ -130,7 +131,7 @@ def _count_mp3_frames(data: bytes, at: int, first: _Mp3Frame) -> tuple[int, int 
 
 
 def _xing_frame(data: bytes, start: int, frames: int, size: int) -> bytes:
-    """A silent frame like the first one, which says how many follow."""
+    """A silent frame in the format of the first one. Its Xing header has the number of frames that follow."""
     header = bytearray(data[start : start + 4])
     header[1] |= 1  # no checksum
     header[2] = _XING_BITRATE << 4 | header[2] & 0x0C
@@ -141,11 +142,11 @@ def _xing_frame(data: bytes, start: int, frames: int, size: int) -> bytes:
 
 
 def whole_wav(file: BinaryIO, size: int, name: str) -> BinaryIO:
-    """A wav of so many bytes such that libsndfile reads all of it: a size of 0, never filled in, becomes the true one.
+    """A wav of `size` bytes, corrected so that libsndfile reads all of it. A size of 0 in its header is replaced.
 
-    Raises AudioFault where much follows the samples that is no chunk, such as a second file.
+    Raises AudioFault if many bytes that are not a chunk follow the samples, such as a second file.
     """
-    at = 12  # behind "RIFF", a size, "WAVE"
+    at = 12  # after "RIFF", a size, "WAVE"
     while at + 8 <= size:
         kind, length = struct.unpack("<4sI", _bytes_at(file, at, 8))
         end = at + 8 + length
@@ -175,12 +176,12 @@ def _bytes_at(file: BinaryIO, at: int, length: int) -> bytes:
 
 
 def _is_chunk(name: bytes) -> bool:
-    """Whether four bytes can name a chunk of a wav: letters that do not begin another file."""
+    """Whether four bytes can be the name of a wav chunk: letters, but not the start of another file."""
     return len(name) == 4 and all(32 <= letter < 127 for letter in name) and name not in (b"RIFF", b"RF64")
 
 
 def check_ogg(data: bytes, name: str) -> None:
-    """Raises AudioFault where the last page of an Ogg file (RFC 3533) is cut off, or a second stream follows."""
+    """Raise AudioFault if the last page of an Ogg file (RFC 3533) is incomplete, or a second stream follows."""
     at, ended = 0, False
     while data[at : at + 4] == b"OggS":
         segments = data[at + 27 : at + 27 + data[at + 26]] if at + 27 <= len(data) else b""
@@ -194,7 +195,7 @@ def check_ogg(data: bytes, name: str) -> None:
         raise AudioFault("ends early", f"{name} breaks off within a page of Ogg, at byte {len(data)}")
 
 
-# libsndfile's log, for what it reads less of than the header says.
+# Lines of libsndfile's log about a file that is shorter than its header says.
 _CUT_SIZE = re.compile(r"^ *(?:data|SSND|Data Size) *: *(\d+) \(should be (\d+)\)", re.M)
 _CUT_RIFF = re.compile(r"^ *(?:riff|Riff size) *: *(\d+) \(should be (\d+)\)", re.M)
 _CUT_FRAMES = re.compile(
@@ -203,7 +204,7 @@ _CUT_FRAMES = re.compile(
 
 
 def check_log(log: str, container: str, name: str) -> None:
-    """Raises AudioFault where libsndfile, in its log of a file, says that the header promises more than there is."""
+    """Raise AudioFault if libsndfile's log reports that the file is shorter than its header says."""
     for pattern in (_CUT_SIZE, *((_CUT_RIFF,) if container == "W64" else ())):
         for promised, found in pattern.findall(log):
             if int(found) < int(promised) < _UNKNOWN_SIZE:

@@ -19,18 +19,18 @@ from .containers import check_log, check_ogg, whole_mp3, whole_wav
 from .foreign import decode_foreign, foreign_format
 from .frames import SAMPLE_RATE, WHISPER_SECONDS
 
-# A rate that shares no factor with 16 kHz wants a resampling filter of gigabytes; real ones want far less.
+# Limit of the resampling filter. A rate without a common factor with 16 kHz needs gigabytes; usual rates need far less.
 _MAX_FILTER_TAPS = 4_000_000
-# libsndfile's frames, or more, where the header does not tell them.
+# libsndfile reports at least so many frames if the header does not contain their number.
 _UNKNOWN_FRAMES = 1 << 62
 _BLOCK = 1 << 20  # samples read at a time
-# What a decoder may lack at the end: an mp3 begins with frames that only prepare for others.
+# A decoder may give so much less than the header says: the first frames of an mp3 only initialize the decoder.
 _SLACK_SECONDS = 0.15
-# Peak below which a clip is silence: -60 dB of full scale.
+# A clip with a peak below this is silence: -60 dB of full scale.
 SILENCE_PEAK = 1e-3
-# Above it, samples are no loud recording (+18 dB) but numbers of another format.
+# Samples above this (+18 dB) are not a loud recording but numbers of another format.
 MAX_PEAK = 8.0
-# A channel whose correlation with the loudest one is below this has the opposite polarity.
+# If the correlation of a channel with the loudest one is below this, its polarity is inverted.
 _OPPOSITE = -0.5
 
 
@@ -42,12 +42,12 @@ def decode(
 ) -> np.ndarray:
     """Read audio in any format and rate that libsndfile or PyAV knows as float32 mono at 16 kHz, [S] in [-1, 1].
 
-    With `offset` and `duration`, in seconds, that stretch of it. It is read to its end, whatever its header says; a
-    header that claims hours costs nothing. Raises AudioFault (missing file, damaged audio, unknown format, ends
-    early, zero length, too long, out of range, silence).
+    `offset` and `duration`, in seconds, select a segment. The audio is read to its real end, not to the length in its
+    header. A wrong header with a length of hours does not take memory. Raises AudioFault (missing file, damaged audio,
+    unknown format, ends early, zero length, too long, out of range, silence).
     """
     name = "bytes" if isinstance(source, bytes) else str(source)
-    # A browser's hour of speech is a few MB: not all of it is decoded to find that it is too long.
+    # An hour of speech from a browser is only a few MB. The limit stops decoding as soon as the audio is too long.
     longest = offset + max_seconds if duration is None else math.inf
     with _open(source, name, longest) as file:
         samples, rate = _read(file, name, max_seconds, offset, duration), file.samplerate
@@ -57,7 +57,7 @@ def decode(
 def duration_of(
     source: str | Path | bytes, max_seconds: float = WHISPER_SECONDS, offset: float = 0.0
 ) -> float:
-    """Seconds of a file or of encoded bytes from `offset` on, decoded only where no header tells.
+    """Seconds of a file or of encoded bytes from `offset` on. Audio is only decoded if no header has the duration.
 
     Raises AudioFault (missing file, damaged audio, unknown format, ends early, zero length, too long).
     """
@@ -76,7 +76,7 @@ def duration_of(
 
 
 class _SoundFile(soundfile.SoundFile):
-    """One that does not seek in a file of unknown length, which libsndfile says it can."""
+    """A SoundFile that does not seek in a file of unknown length. libsndfile wrongly reports that it can seek."""
 
     def seekable(self) -> bool:
         return self.frames < _UNKNOWN_FRAMES and super().seekable()
@@ -84,14 +84,14 @@ class _SoundFile(soundfile.SoundFile):
 
 @contextmanager
 def _open(source: str | Path | bytes, name: str, longest: float = math.inf) -> Iterator[soundfile.SoundFile]:
-    """The audio, such that all of it can be read; AudioFault for what only PyAV reads and exceeds `longest` seconds.
+    """Open the audio so that all of it can be read. Errors of the libraries become AudioFault.
 
-    What the libraries raise on the way becomes an AudioFault too.
+    Also raises AudioFault for a format that only PyAV reads if the audio is longer than `longest` seconds.
     """
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise AudioFault("missing file", name)
     try:
-        # By Python, not by libsndfile, which knows only names that are UTF-8.
+        # Opened by Python: libsndfile only accepts file names that are UTF-8.
         with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as raw:
             whole = _whole(raw, name, longest)
             with _SoundFile(whole) as file:
@@ -99,19 +99,21 @@ def _open(source: str | Path | bytes, name: str, longest: float = math.inf) -> I
                 try:
                     yield file
                 except soundfile.LibsndfileError as error:
-                    if file.format == "FLAC" and not whole.read(1):  # it has looked for more to the very end
+                    if file.format == "FLAC" and not whole.read(
+                        1
+                    ):  # libsndfile has read to the end of the file
                         raise AudioFault("ends early", f"{name}: {error.error_string}") from error
                     raise
     except AudioFault:
         raise
-    # ValueError, TypeError, AssertionError: soundfile's own, where libsndfile gives what it does not expect.
+    # ValueError, TypeError, AssertionError: soundfile raises them if libsndfile returns unexpected values.
     except (RuntimeError, OSError, ValueError, TypeError, AssertionError, MemoryError) as error:
         problem = error.error_string if isinstance(error, soundfile.LibsndfileError) else error
         raise AudioFault("damaged audio", f"{name}: {problem}") from error
 
 
 def _whole(raw: BinaryIO, name: str, longest: float) -> BinaryIO:
-    """The file such that libsndfile reads all of it. Raises AudioFault where that cannot be."""
+    """The file, corrected so that libsndfile reads all of it. Raises AudioFault if that is impossible."""
     size = raw.seek(0, io.SEEK_END)
     if size == 0:
         raise AudioFault("damaged audio", f"{name} is empty, it has 0 bytes")
@@ -135,7 +137,7 @@ def _whole(raw: BinaryIO, name: str, longest: float) -> BinaryIO:
 def _read(
     file: soundfile.SoundFile, name: str, max_seconds: float, offset: float, duration: float | None
 ) -> np.ndarray:
-    """Samples [S, channels] from `offset` on, to the end or for `duration` seconds. Raises AudioFault."""
+    """Samples [S, channels] from `offset` for `duration` seconds; None: to the end. Raises AudioFault."""
     rate, known = file.samplerate, file.frames < _UNKNOWN_FRAMES
     seconds = file.frames / rate - offset if duration is None else duration
     if known or duration is not None:
@@ -165,7 +167,7 @@ def _read(
 
 
 def _read_blocks(file: soundfile.SoundFile, wanted: int) -> np.ndarray:
-    """Up to so many samples [S, channels]."""
+    """At most `wanted` samples [S, channels]."""
     blocks = [np.zeros((0, file.channels), dtype=np.float32)]
     while wanted > 0:
         block = file.read(frames=min(wanted, _BLOCK), dtype="float32", always_2d=True)
@@ -189,8 +191,8 @@ def _check_seconds(seconds: float, max_seconds: float, name: str) -> None:
 def to_mono_16khz(samples: np.ndarray, rate: int, name: str = "array") -> np.ndarray:
     """[S] or [S, channels] at `rate` Hz -> float32 [S] at 16 kHz, in [-1, 1].
 
-    A clip that is louder than full scale, up to MAX_PEAK, is scaled down to it. Channels are averaged: those that are
-    silent do not count, one of opposite polarity is inverted first, so that it does not cancel the others.
+    A clip with a peak between full scale and MAX_PEAK is scaled down to full scale. Channels are averaged. Silent
+    channels are skipped. A channel of inverted polarity is inverted first, so that it does not cancel the others.
     Raises AudioFault (zero length, damaged audio, out of range, silence).
     """
     if len(samples) == 0:
@@ -201,7 +203,7 @@ def to_mono_16khz(samples: np.ndarray, rate: int, name: str = "array") -> np.nda
     if peak > MAX_PEAK:
         raise AudioFault(
             "out of range",
-            f"{name} has samples of up to {peak:g}, full scale is 1: whole numbers are given as an integer type",
+            f"{name} has samples of up to {peak:g}, full scale is 1: give whole numbers as an integer type",
         )
     mono = np.ascontiguousarray(_mix(samples) if samples.ndim == 2 else samples, dtype=np.float32)
     waveform = torch.from_numpy(mono)
@@ -209,7 +211,7 @@ def to_mono_16khz(samples: np.ndarray, rate: int, name: str = "array") -> np.nda
         if rate * SAMPLE_RATE / math.gcd(rate, SAMPLE_RATE) ** 2 > _MAX_FILTER_TAPS:
             raise AudioFault("damaged audio", f"{name} has a sampling rate of {rate} Hz")
         waveform = _resampler(rate)(waveform)
-    # A constant is as silent as zero.
+    # The range, not the peak: a constant other than zero is silence too.
     if (waveform - waveform.mean()).abs().max() < SILENCE_PEAK:
         raise AudioFault("silence", f"{name} never moves by more than {SILENCE_PEAK:g} of full scale")
     return (waveform / waveform.abs().max().clamp(min=1.0)).numpy()
@@ -220,10 +222,10 @@ def _mix(samples: np.ndarray) -> np.ndarray:
     if samples.shape[1] == 1:
         return samples[:, 0]
     centred = samples - samples.mean(axis=0)
-    heard = np.abs(centred).max(axis=0) >= SILENCE_PEAK
-    if not heard.any():
+    audible = np.abs(centred).max(axis=0) >= SILENCE_PEAK
+    if not audible.any():
         return samples.mean(axis=1)
-    samples, centred = samples[:, heard], centred[:, heard]
+    samples, centred = samples[:, audible], centred[:, audible]
     powers = np.square(centred).sum(axis=0)
     loudest = centred[:, powers.argmax()]
     correlations = loudest @ centred / np.sqrt(powers * powers.max())
@@ -233,8 +235,8 @@ def _mix(samples: np.ndarray) -> np.ndarray:
 def whole_numbers_to_float(samples: np.ndarray) -> np.ndarray:
     """Samples of an integer type, of any shape, as float64 in [-1, 1].
 
-    Full scale is that of the narrowest of 16 and 32 bits that holds them, where the type is wider: lists of numbers
-    come as int64, whatever they were. Unsigned types are centred on their middle.
+    Full scale is that of the type. For a wider type than 16 bits it is that of 16 or 32 bits, the narrowest that holds
+    the values: lists of numbers become int64, whatever their source. Unsigned types are centred on their middle.
     """
     kind = np.iinfo(samples.dtype)
     if samples.dtype.kind == "u":
@@ -257,8 +259,8 @@ def to_waveform(
 ) -> np.ndarray:
     """A file's path, its bytes, or samples at `rate` Hz -> float32 mono at 16 kHz, [S].
 
-    Samples are [S], [S, channels] or [channels, S]; whole numbers as `whole_numbers_to_float` reads them. Raises
-    AudioFault as `decode` does.
+    Samples are [S], [S, channels] or [channels, S]. Whole numbers are read as by `whole_numbers_to_float`.
+    Raises AudioFault as `decode` does.
     """
     if isinstance(clip, str) and "://" in clip:
         raise AudioFault("missing file", f"{clip} is an address; download it and give the file or its bytes")

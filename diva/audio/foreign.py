@@ -1,4 +1,4 @@
-"""Formats that libsndfile does not read and browsers and phones record: by PyAV, where it is installed."""
+"""Formats of browsers and phones that libsndfile does not read. PyAV decodes them if it is installed."""
 
 import io
 from typing import BinaryIO
@@ -8,14 +8,14 @@ import soundfile
 
 from ..errors import AudioFault
 
-# Hours of them would fill the memory; no task has such a clip.
+# Longest audio that is decoded. Hours of audio would fill the memory, and no task has such a clip.
 _MAX_SECONDS = 3600
-# A container's duration is rounded, and counts silence that encoders add.
+# Allowed difference to the container's duration, which is rounded and includes silence that encoders add.
 _SLACK_SECONDS = 0.5
 
 
 def foreign_format(head: bytes) -> str | None:
-    """The name of such a format by a file's first 16 bytes."""
+    """The name of such a format, by the first 16 bytes of a file; None for other formats."""
     if head[4:8] == b"ftyp":
         return "MPEG-4 (m4a, mp4)"
     if head.startswith(b"\x1a\x45\xdf\xa3"):
@@ -28,7 +28,7 @@ def foreign_format(head: bytes) -> str | None:
 
 
 def decode_foreign(raw: BinaryIO, kind: str, name: str, longest: float) -> BinaryIO:
-    """The same audio as a wav. Raises AudioFault (unknown format without PyAV, damaged audio, ends early, too long)."""
+    """Decode to a wav. Raises AudioFault (unknown format without PyAV, damaged audio, ends early, too long)."""
     try:
         import av
     except ImportError:

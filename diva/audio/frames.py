@@ -11,24 +11,25 @@ SAMPLE_RATE = 16_000
 HOP_SAMPLES = 160  # one mel frame, 10 ms
 SAMPLES_PER_FRAME = 2 * HOP_SAMPLES  # one encoder frame, 20 ms
 WHISPER_SECONDS = 30.0
-# Whisper learned on 30 s windows, in which speech is followed by silence; an encoder that sees none of it
-# after the last word shifts its frames. One second keeps their cosine to the 30 s ones at 0.98 to 0.99.
+# Whisper was trained on 30 s windows, in which silence follows the speech. Without silence after the last word the
+# encoder's frames change. With one second of it, their cosine to the frames of a 30 s window is 0.98 to 0.99.
 TAIL_SECONDS = 1.0
-# Frames past the last valid one that the two convolutions look at: 2 mel frames, here with room to spare.
-# They are always present as silence, so a clip's frames do not depend on the batch it is in.
+# The two convolutions read 2 mel frames after the last valid one. The margin is larger than that. It is always silence,
+# so a clip's frames do not depend on its batch.
 _MARGIN_SAMPLES = 4 * HOP_SAMPLES
 
 
 def valid_frames(samples: Tensor) -> Tensor:
-    """Encoder frames that speak for a clip of so many samples: its own and those of the silent tail, within 30 s."""
+    """Number of valid encoder frames of clips of `samples`: speech and silent tail, at most 30 s."""
     frames = (samples + int(TAIL_SECONDS * SAMPLE_RATE)) // SAMPLES_PER_FRAME
     return frames.clamp(max=int(WHISPER_SECONDS * SAMPLE_RATE) // SAMPLES_PER_FRAME)
 
 
 def tokens_read(samples: Tensor, most: int, per_second: float | None) -> Tensor:
-    """Clips of so many samples [B] -> how many of `most` virtual tokens the LLM reads of each, [B].
+    """Samples of each clip [B] -> number of virtual tokens of each clip that the LLM reads, [B].
 
-    So many a second of speech and silent tail, at least one; all of them where `per_second` is None.
+    The number is `per_second` times the seconds of speech and silent tail, at least 1 and at most `most`.
+    With `per_second` None it is `most`.
     """
     if per_second is None:
         return torch.full_like(samples, most)
@@ -36,29 +37,29 @@ def tokens_read(samples: Tensor, most: int, per_second: float | None) -> Tensor:
 
 
 def longest_tokens_read(padded_samples: int, most: int, per_second: float | None) -> int:
-    """The same for the longest clip that a batch of so many samples has room for, known from its shape alone."""
+    """`tokens_read` of the longest clip that fits into a batch of `padded_samples`; it depends on the shape only."""
     if per_second is None:
         return most
     return max(1, min(most, _tokens_of(padded_samples // SAMPLES_PER_FRAME, per_second)))
 
 
 def _tokens_of(frames: Any, per_second: float) -> Any:
-    """In whole numbers, that devices and the host agree; a thousandth of a token a second is the finest step."""
+    """Integer arithmetic, so that devices and the host agree. `per_second` is rounded to a thousandth."""
     frames_per_second = SAMPLE_RATE // SAMPLES_PER_FRAME
     return -(-frames * round(1000 * per_second) // (1000 * frames_per_second))
 
 
 def padded_samples(seconds: float) -> int:
-    """Samples that a batch needs so that clips of up to `seconds` have their tail and the margin behind it.
+    """Samples of a padded batch: room for clips of at most `seconds`, the silent tail, and the margin.
 
-    Never more than Whisper's 30 s window, where a long clip simply has a shorter tail.
+    At most Whisper's 30 s window. There a long clip has a shorter tail.
     """
     wanted = int(np.ceil((seconds + TAIL_SECONDS) * SAMPLE_RATE / SAMPLES_PER_FRAME)) * SAMPLES_PER_FRAME
     return min(wanted + _MARGIN_SAMPLES, int(WHISPER_SECONDS * SAMPLE_RATE))
 
 
 def pad_clips(clips: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Clips [S] -> one batch: waveforms [B, S'] with the silent tail the encoder wants, samples [B]."""
+    """Clips [S] -> one batch: waveforms [B, S'], padded with the silent tail that the encoder needs; samples [B]."""
     samples = torch.tensor([len(clip) for clip in clips])
     padded = torch.zeros(len(clips), padded_samples(int(samples.max()) / SAMPLE_RATE))
     for row, clip in zip(padded, clips, strict=True):
@@ -67,7 +68,7 @@ def pad_clips(clips: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 
 
 def windows(waveform: np.ndarray) -> list[np.ndarray]:
-    """[S] -> stretches of up to 30 s, cut in the quietest tenth of a second of each window's last 5 s."""
+    """[S] -> segments of at most 30 s. Each cut is in the quietest 0.1 s of the last 5 s of a window."""
     limit, step = int(WHISPER_SECONDS * SAMPLE_RATE), SAMPLE_RATE // 10
     parts = []
     while len(waveform) > limit:

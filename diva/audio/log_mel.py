@@ -13,10 +13,10 @@ N_FFT = 400
 
 
 class LogMel(nn.Module):
-    """Whisper's log-mel spectrogram, batched, on whatever device the waveforms are on.
+    """Whisper's log-mel spectrogram, batched, on the device of the waveforms.
 
-    Equal to transformers' WhisperFeatureExtractor (Radford et al. 2022, section 2.2); `num_mel_bins` is 80,
-    or 128 for large-v3.
+    Equal to transformers' WhisperFeatureExtractor (Radford et al. 2022, section 2.2). `num_mel_bins` is 80, or 128 for
+    large-v3.
     """
 
     filters: Tensor
@@ -39,11 +39,11 @@ class LogMel(nn.Module):
         self.register_buffer("dft", windowed_dft(), persistent=False)
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        """Waveforms [B, S] -> log-mel [B, M, T], T = S // 160, in float32 under autocast too."""
+        """Waveforms [B, S] -> log-mel [B, M, T], T = S // 160. Always in float32, also under autocast."""
         with torch.autocast(waveforms.device.type, enabled=False):
             power = self._power_xla if waveforms.device.type == "xla" else self._power
             log_mel = (self.filters.float() @ power(waveforms.float())).clamp(min=1e-10).log10()
-            # Each clip's own peak sets its floor, 80 dB below.
+            # The floor is 80 dB below the peak of each clip.
             log_mel = torch.maximum(log_mel, log_mel.amax(dim=(1, 2), keepdim=True) - 8.0)
             return (log_mel + 4.0) / 4.0
 
@@ -53,15 +53,15 @@ class LogMel(nn.Module):
         return stft[..., :-1].abs().square()
 
     def _power_xla(self, waveforms: Tensor) -> Tensor:
-        """The same as a convolution: XLA has no STFT, and computes it on the host."""
+        """`_power` as a convolution. XLA has no STFT and would compute it on the host."""
         padded = F.pad(waveforms, (N_FFT // 2, N_FFT // 2), mode="reflect").unsqueeze(1)
         real, imaginary = F.conv1d(padded, self.dft.float(), stride=HOP_SAMPLES)[..., :-1].chunk(2, dim=1)
         return real.square() + imaginary.square()
 
 
 def windowed_dft() -> Tensor:
-    """The windowed transform of a frame as filters, [2 (1 + N_FFT / 2), 1, N_FFT]: real parts, then imaginary."""
-    # Of whole turns the remainder only, and in float64: the sine of a large float32 is off.
+    """The windowed DFT of a frame as filters, [2 (1 + N_FFT / 2), 1, N_FFT]: real parts, then imaginary parts."""
+    # Angles modulo a full turn, in float64: the sine of a large float32 is inexact.
     turns = torch.outer(torch.arange(1 + N_FFT // 2), torch.arange(N_FFT)) % N_FFT
     angle = turns.double() * (2 * math.pi / N_FFT)
     window = torch.hann_window(N_FFT, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Configs: composed by Hydra, every key of them checked before anything is loaded, and made into what they name."""
+"""Configs: Hydra composes them, every key is checked before anything is loaded, and `make` instantiates them."""
 
 import difflib
 import re
@@ -17,12 +17,12 @@ from diva.config.precision import register
 from diva.config.targets import current, import_parameters, read_parameters, with_current, with_current_key
 from diva.errors import UserError
 
-# In a clone `configs/` stands beside the package; an installed wheel carries it inside.
+# In a clone `configs/` is next to the package. In an installed wheel it is inside the package.
 _CANDIDATES = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
 CONFIG_DIR = next((str(folder) for folder in _CANDIDATES if folder.is_dir()), str(_CANDIDATES[0]))
 _RESERVED = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
-_DIFFERENCES_ONLY = {"experiment", "hydra"}  # groups whose files only change what others declare
-# Mappings whose keys are the user's to choose.
+_DIFFERENCES_ONLY = {"experiment", "hydra"}  # groups whose files only change keys that other files declare
+# Mappings with keys that the user chooses.
 _FREE = {
     "data.val_splits",
     "logger",
@@ -35,10 +35,10 @@ register()
 
 
 def make(config: Any, **options: Any) -> Any:
-    """Hydra's instantiate for today's and for earlier names of targets.
+    """Hydra's `instantiate`, for current and earlier names of targets.
 
-    `options` are Hydra's own (`_convert_` and the like). A UserError of what is built is raised as it is, which Hydra
-    would hide inside an error of its own.
+    `options` are Hydra's own, such as `_convert_`. A UserError of the target is raised unchanged. Hydra alone would
+    wrap it in its own error.
     """
     plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     try:
@@ -50,7 +50,7 @@ def make(config: Any, **options: Any) -> Any:
 
 
 def check_command_line(config_name: str) -> None:
-    """Compose what `sys.argv` asks for before Hydra runs, and raise UserError for anything misspelt in it."""
+    """Compose the config of `sys.argv` before Hydra runs. Raises UserError for a misspelt key or value."""
     parsed = command_line()
     if parsed.help or parsed.hydra_help or parsed.shell_completion or parsed.info:
         return
@@ -58,7 +58,7 @@ def check_command_line(config_name: str) -> None:
 
 
 def check_overrides(config_name: str, overrides: list[str], config_dir: str | None = None) -> DictConfig:
-    """Compose `config_name` with `overrides` (the first choice of each sweep) and check every key of the result."""
+    """Compose `config_name` with `overrides` and check every key of the result. A sweep uses its first choice."""
     with composing(CONFIG_DIR, config_dir) as extra:
         try:
             first = [
@@ -97,10 +97,10 @@ def _first_choice(override: Override) -> str:
 
 
 def _declared_keys(config_name: str, config_dir: str | None) -> dict[str, set[str]]:
-    """For every path without a `_target_`: the keys that the primary config and the groups' files give it.
+    """For every path without a `_target_`: its keys in the primary config and in the files of the groups.
 
-    Experiments are left out: they may only change what is declared elsewhere, so that a misspelt key in one
-    is an error instead of a new key that nothing reads.
+    Experiments are not read: they may only change keys that are declared elsewhere. So a misspelt key in an experiment
+    is an error, not a new key that nothing reads.
     """
     known: dict[str, set[str]] = {"": set()}
     folders = [Path(folder) for folder in (CONFIG_DIR, config_dir) if folder]
@@ -130,7 +130,7 @@ def _declare(node: dict[str, Any], path: str, known: dict[str, set[str]]) -> Non
 
 
 class _Target(NamedTuple):
-    """A node whose `_target_` has to be imported to know which keys it takes."""
+    """A node whose keys can only be checked by importing its `_target_`."""
 
     name: str
     keys: set[str]
@@ -138,9 +138,10 @@ class _Target(NamedTuple):
 
 
 def check_keys(node: Any, path: str, known: dict[str, set[str]]) -> list[_Target]:
-    """Keys of a node with a `_target_` must be its parameters, those of others must be declared; recursive.
+    """Check the keys of a node and of all nodes below it.
 
-    Returns what is left to check: imports take seconds, and a misspelt key elsewhere should not wait for them.
+    With a `_target_` the keys must be its parameters. Otherwise they must be declared in `known`.
+    Returns the nodes whose targets must be imported to check them. Imports take seconds, so the caller does them last.
     """
     if isinstance(node, list):
         return [t for i, child in enumerate(node) for t in check_keys(child, f"{path}[{i}]", known)]
@@ -181,7 +182,7 @@ def _check_missing(node: Any, path: str = "") -> None:
 
 
 def _explain(error: Exception, config_name: str) -> str:
-    """Hydra's composition errors as one line with the nearest right name."""
+    """Hydra's composition error as one line with the nearest correct name."""
     text = str(error)
     if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, choice = match.groups()
@@ -200,7 +201,7 @@ def _explain(error: Exception, config_name: str) -> str:
 
 
 def _siblings(config_name: str, parent: str) -> set[str]:
-    """Keys beside a misspelt one, in the default composition."""
+    """Keys at the same level as a misspelt one, in the default composition."""
     config = compose(config_name, return_hydra_config=False)
     node = OmegaConf.select(config, parent, throw_on_missing=False) if parent else config
     if isinstance(node, DictConfig):

@@ -1,4 +1,4 @@
-"""What diva needs of Hydra and Hydra does not promise to keep: the one place that imports its private modules."""
+"""All uses of Hydra's private modules, which may change between versions of Hydra."""
 
 import os
 from argparse import Namespace
@@ -27,16 +27,16 @@ __all__ = [
     "quote",
     "readable",
 ]
-_GRAMMAR = set("'\"[]{}()$,\\")  # what means something in a value
+_GRAMMAR = set("'\"[]{}()$,\\")  # characters with a meaning in a value
 
 
 def command_line() -> Namespace:
-    """Hydra's options in `sys.argv`; `overrides` are the arguments that are none."""
+    """Hydra's options in `sys.argv`. `overrides` are all other arguments."""
     return get_args_parser().parse_args()
 
 
 def parse(arguments: Sequence[str]) -> list[Override]:
-    """Overrides as Hydra reads them. Raises UserError for what it cannot read."""
+    """Parse overrides with Hydra's grammar. Raises UserError for an override that it cannot read."""
     try:
         return OverridesParser.create().parse_overrides(list(arguments))
     except HydraException as error:
@@ -50,11 +50,11 @@ def parse(arguments: Sequence[str]) -> list[Override]:
 
 
 def readable(argument: str) -> str:
-    """An argument of the command line such that Hydra can read it.
+    """An argument of the command line, changed so that Hydra can read it.
 
-    `~` at the start of a value is the home folder, which shells do not put in behind a `=`. A value that Hydra's
-    grammar refuses is quoted where it can only be text (`name=été`) or a path (`root=/d/a=b`), one that is a list of
-    choices where a file has that name (`root=/d/a,b`).
+    `~` at the start of a value becomes the home folder, because shells do not expand it after a `=`.
+    A value that Hydra's grammar refuses is quoted if it can only be text (`name=été`) or a path (`root=/d/a=b`).
+    A value that Hydra reads as a list of choices is quoted if a file has that name (`root=/d/a,b`).
     """
     key, equals, value = argument.partition("=")
     if not equals or key.startswith("-"):
@@ -73,12 +73,12 @@ def readable(argument: str) -> str:
 
 
 def quote(value: str) -> str:
-    """`value` as Hydra reads it back, whatever its characters."""
+    """`value` in quotes, so that Hydra reads any characters unchanged."""
     return str(QuotedString(value, Quote.single).with_quotes())
 
 
 def _parsed(argument: str) -> Override | None:
-    """None for what Hydra cannot read."""
+    """The parsed override; None if Hydra cannot read it."""
     try:
         return OverridesParser.create().parse_override(argument)
     except HydraException:
@@ -93,7 +93,8 @@ def combinations(overrides: list[Override]) -> list[tuple[str, ...]]:
 
 @contextmanager
 def composing(folder: str, config_dir: str | None) -> Iterator[list[str]]:
-    """Within it `hydra.compose` reads configs of `folder`; yields overrides that add those of `config_dir`."""
+    """Inside, `hydra.compose` reads the configs in `folder`. Yields overrides that also add those of `config_dir`."""
+
     GlobalHydra.instance().clear()
     with initialize_config_dir(folder, version_base="1.3"):
         yield [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []

@@ -1,4 +1,4 @@
-"""Which values the numbers and switches of all configs may have: one table, checked before anything is loaded."""
+"""The allowed values of all numbers and switches in the configs: one table, checked before anything is loaded."""
 
 import math
 import re
@@ -13,7 +13,10 @@ from diva.errors import UserError
 
 @dataclass(frozen=True)
 class Number:
-    """A type (int, float, bool) and a range; `null`, `other` texts or a list of `length` such numbers besides."""
+    """The allowed values of a key: a type (int, float, bool) and a range.
+
+    It may also allow `null`, texts that match `other`, or only lists of `length` such numbers.
+    """
 
     kind: type
     low: float = -math.inf
@@ -21,8 +24,8 @@ class Number:
     open_low: bool = False  # `low` itself is not allowed
     open_high: bool = False
     null: bool = False
-    other: str = ""  # regular expression of further values, as text
-    length: int = 0  # of the list; 0: a single number
+    other: str = ""  # regular expression of other allowed values, as text
+    length: int = 0  # length of the list; 0: a single number
 
     def allows(self, value: Any) -> bool:
         if value is None:
@@ -64,7 +67,7 @@ POSITIVE = Number(float, 0, open_low=True)
 POSITIVE_OR_NULL = Number(float, 0, open_low=True, null=True)
 SHARE = Number(float, 0, 1)
 SEED = Number(int, 0, 2**32 - 1)
-# All devices, their number, or which ones: as Lightning takes them.
+# All devices, a number of devices, or their indices, in Lightning's notation.
 DEVICES = Number(int, 1, other=r"-1|auto|[1-9]\d*|\d+(,\d+)*,|\d+(,\d+)+|\[\d+(, \d+)*\]")
 BETAS = Number(float, 0, 1, open_high=True, length=2)
 
@@ -155,11 +158,11 @@ NUMBERS = {
 
 
 def check_numbers(config: DictConfig) -> None:
-    """Raise UserError for the first value of a config that its line of the table does not allow."""
+    """Raise UserError for the first value of a config that the table does not allow."""
     for key, number in NUMBERS.items():
         try:
             value = OmegaConf.select(config, key, default=_ABSENT)
-        except OmegaConfBaseException:  # its parent is no mapping, or Hydra alone can resolve it
+        except OmegaConfBaseException:  # its parent is not a mapping, or only Hydra can resolve it
             continue
         if isinstance(value, ListConfig):
             value = OmegaConf.to_container(value, resolve=True)

@@ -1,4 +1,4 @@
-"""The precision of a CPU run by default: the resolvers `${cpu_precision:}` and `${frozen_dtype:PRECISION}`."""
+"""The default precision of a CPU run: the resolvers `${cpu_precision:}` and `${frozen_dtype:PRECISION}`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU has instructions that multiply bfloat16. Without them it is up to 100 times slower than float32.
+    """Whether this CPU has instructions for bfloat16 products. Without them bfloat16 is up to 100 times slower.
 
-    Asked by name on x86, because oneDNN also says yes to CPUs that convert to float32 and back.
+    On x86 the CPU features are checked by name, because oneDNN also accepts CPUs that convert to float32 and back.
     """
-    import torch  # takes a second, which a misspelt key does not wait for
+    import torch  # imported here: it takes a second, and the error for a misspelt key does not need it
 
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -24,17 +24,17 @@ def cpu_has_bfloat16() -> bool:
 
 
 def cpu_precision() -> str:
-    """Lightning's name of the fastest precision that trains on this CPU."""
+    """Lightning's name of the fastest precision for training on this CPU."""
     return "bf16-mixed" if cpu_has_bfloat16() else "32-true"
 
 
 def frozen_dtype(precision: str) -> str:
-    """What frozen weights are held in for a run of this precision: float32 for "32-true", else bfloat16."""
+    """The dtype of the frozen weights in a run of this precision: float32 for "32-true", otherwise bfloat16."""
     return "float32" if str(precision).startswith("32") else "bfloat16"
 
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
-    """What operations are cast to by a run of this precision; None where nothing is cast, as with "32-true"."""
+    """The dtype of autocast in a run of this precision; None without autocast, as for "32-true"."""
     import torch
 
     kind, _, how = str(precision).partition("-")

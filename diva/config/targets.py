@@ -1,4 +1,4 @@
-"""What a `_target_` names: the module it is in today, and the parameters it takes."""
+"""The `_target_` of a config: its current module and its parameters."""
 
 import ast
 import inspect
@@ -9,7 +9,7 @@ from typing import Any
 
 from diva.errors import UserError
 
-# Modules as configs of earlier revisions name them (users' YAML, committed results), and where they are now.
+# Module names in configs of earlier revisions (users' YAML, committed results) -> current names.
 MOVED = {
     "diva.data.common_voice": "diva.data.corpora.common_voice",
     "diva.data.hub": "diva.data.corpora.hub",
@@ -29,24 +29,24 @@ MOVED = {
 }
 
 
-# Keys of earlier revisions, as command lines and the folders of runs still name them, and those of today.
+# Config keys of earlier revisions (command lines, folders of runs) -> current keys.
 RENAMED_KEYS = {"data.query_tokens_per_second": "model.adapter.tokens_per_second"}
 
 
 def with_current_key(override: str) -> str:
-    """An override `key=value` with the key of today."""
+    """An override `key=value` with the current name of its key."""
     key, equals, value = override.partition("=")
     return f"{RENAMED_KEYS.get(key, key)}{equals}{value}"
 
 
 def current(target: str) -> str:
-    """`module.name` with the module's name of today."""
+    """`module.name` with the current name of the module."""
     module, _, name = target.rpartition(".")
     return f"{MOVED.get(module, module)}.{name}"
 
 
 def with_current(node: Any) -> Any:
-    """A copy of a plain config (dicts and lists) in which every `_target_` is the one of today."""
+    """A copy of a plain config (dicts and lists) with the current name of every `_target_`."""
     if isinstance(node, list):
         return [with_current(child) for child in node]
     if not isinstance(node, dict):
@@ -58,10 +58,9 @@ def with_current(node: Any) -> Any:
 
 
 def read_parameters(target: str) -> set[str] | None:
-    """Parameter names of a class or function of diva, from its source: importing it may take torch and seconds.
+    """Parameter names of a class or function of diva, read from its source, because an import may take seconds.
 
-    None where the source alone does not tell: the target is of another package, takes any name, or inherits its
-    `__init__`.
+    None if the source is not enough: the target is in another package, has **kwargs, or inherits its `__init__`.
     """
     module, _, name = target.rpartition(".")
     try:
@@ -94,7 +93,7 @@ def _named(body: list[ast.stmt], name: str) -> ast.ClassDef | ast.FunctionDef | 
 
 
 def import_parameters(target: str, path: str) -> set[str] | None:
-    """Parameter names of any target, by importing it; None where it takes any. `path` is its place, for messages."""
+    """Parameter names of any target, by importing it; None: it takes any name. `path` is its key, for messages."""
     try:
         found = locate(target)
     except Exception as error:

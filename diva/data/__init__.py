@@ -1,1 +1,1 @@
-"""Corpora become one manifest, the manifest becomes batches."""
+"""Data: a corpus is read into a manifest, and the manifest is loaded in batches."""

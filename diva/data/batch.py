@@ -19,25 +19,25 @@ EMPTY_ROW = -1
 
 
 class BatchPlan(NamedTuple):
-    """What a sampler asks the dataset for."""
+    """The request of a sampler to the dataset: one batch."""
 
-    clips: list[int]  # indices into the manifest, EMPTY_ROW where a row is there for its shape only
-    padded_samples: int  # samples of every row: the bucket's shape
+    clips: list[int]  # indices into the manifest; EMPTY_ROW for a row that only completes the shape
+    padded_samples: int  # samples of every row, the same for all batches of the bucket
 
 
 @dataclass
 class SpeechBatch:
-    """B clips of one bucket. A row that is empty, or whose clip was at fault, has no samples and no tokens."""
+    """B clips of one bucket. An empty row, or a row whose clip is faulty, has no samples and no tokens."""
 
-    # [B, S] float32 at 16 kHz, zero-padded to the bucket's S; [B, 0] where nobody hears them
+    # [B, S] float32 at 16 kHz, zero-padded to the bucket's S; [B, 0] if waveforms are not loaded
     waveforms: Tensor
     samples: Tensor  # [B] int64, samples of each clip; 0 for an empty row
     token_ids: Tensor  # [B, N] int64 transcript tokens without special tokens, zero-padded to N = max_tokens
     tokens: Tensor  # [B] int64, transcript tokens of each clip; 0 for an empty row
     clips: Tensor  # [B] int64, index of each clip in its manifest; EMPTY_ROW for an empty row
     clip_ids: list[str]  # [B] the id of each clip in its corpus; "" for an empty row
-    padded_samples: int  # S of the bucket, also where nobody hears the waveforms
-    faults: list[Skip] = field(default_factory=list)  # clips of this batch that could not be heard
+    padded_samples: int  # S of the bucket, also if waveforms are not loaded
+    faults: list[Skip] = field(default_factory=list)  # clips of this batch that could not be loaded
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -49,12 +49,12 @@ class SpeechBatch:
 
     @property
     def padding_fraction(self) -> float:
-        """Share of its samples that is padding; the silent tail that every clip has by design does not count."""
+        """Fraction of the samples that is padding. The silent tail that every clip has by design is not padding."""
         room = len(self) * (self.padded_samples - int(TAIL_SECONDS * SAMPLE_RATE))
         return max(0.0, 1.0 - float(self.samples.sum()) / room)
 
     def micro_batches(self, size: int) -> list["SpeechBatch"]:
-        """Contiguous slices of at most `size` rows; the faults stay with the whole batch."""
+        """Contiguous slices of at most `size` rows. The slices do not carry the faults."""
         starts = range(0, len(self), size)
         parts = (slice(start, start + size) for start in starts)
         return [self._each(itemgetter(part), self.clip_ids[part], faults=[]) for part in parts]
@@ -88,10 +88,12 @@ class SpeechBatch:
 class SpeechDataset(Dataset[SpeechBatch]):
     """Loads whole batches: give it to a DataLoader with `batch_size=None` and a sampler of BatchPlans.
 
-    A clip that cannot be decoded, or turns out longer than its bucket (a wrong entry in clip_durations.tsv),
-    leaves its row empty and is named in `faults`: one bad file never ends a run. `heard=False` leaves out the
-    waveforms of a manifest that is decoded, for those who have the encoder's frames of its clips. A transcript has at
-    most `max_tokens`, or as many as the clip has at `tokens_per_second` (`diva.audio.frames.tokens_read`).
+    One bad file never ends a run. A clip that cannot be decoded, or that is longer than its bucket (a wrong entry in
+    clip_durations.tsv), gives an empty row and an entry in `faults`.
+    `heard=False` does not load waveforms; the manifest must be decoded. It is for clips whose encoder frames are
+    cached.
+    A transcript has at most `max_tokens` tokens. With `tokens_per_second` the limit also depends on the length of the
+    clip (`diva.audio.frames.tokens_read`).
     """
 
     def __init__(
@@ -115,7 +117,7 @@ class SpeechDataset(Dataset[SpeechBatch]):
         rows = len(plan.clips)
         waveforms = torch.zeros(rows, plan.padded_samples if self.heard else 0)
         token_ids = np.zeros((rows, self.max_tokens), dtype=np.int64)
-        # Plain numbers until the end: to set one in a tensor takes longer than to look up its clip.
+        # Lists of numbers, made into tensors at the end: setting one tensor element is slower than loading its clip.
         samples, tokens, clips, clip_ids = [0] * rows, [0] * rows, [EMPTY_ROW] * rows, [""] * rows
         faults = []
         for row, clip in enumerate(plan.clips):
@@ -144,7 +146,7 @@ class SpeechDataset(Dataset[SpeechBatch]):
         )
 
     def _waveform(self, clip: int, limit: int) -> np.ndarray:
-        """[S] of a clip, S <= limit. The silent tail absorbs listed durations that are a little short."""
+        """The waveform [S] of a clip, S <= limit. A listed duration may be too short by at most the silent tail."""
         if not self.heard:
             return np.empty(0, dtype=np.float32)
         waveform = self.manifest.waveform(clip)
@@ -160,7 +162,7 @@ class SpeechDataset(Dataset[SpeechBatch]):
         return round(float(self.manifest.durations[clip]) * SAMPLE_RATE)
 
     def _tokens(self, clip: int, samples: int) -> list[int]:
-        """The token ids of a clip's transcript, at least one and no more than it has virtual tokens."""
+        """The token ids of a clip's transcript: at least one, at most the number of the clip's virtual tokens."""
         ids = transcript_tokens(self.tokenizer, [self.manifest.text(clip)])[0]
         most = self.max_tokens
         if self.tokens_per_second is not None:
@@ -176,7 +178,7 @@ def transcript_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) 
 
 
 def transcript_fault(tokens: int, max_tokens: int) -> AudioFault | None:
-    """Why a transcript of so many tokens cannot be learned from, if it cannot."""
+    """The fault of a transcript with this number of tokens, if training cannot use it; otherwise None."""
     if tokens == 0:
         return AudioFault("empty text", "the tokenizer finds no token in the transcript")
     if tokens > max_tokens:

@@ -1,7 +1,7 @@
-"""Length buckets: which clips share a batch, in which order, on which rank, and how to go on after a break.
+"""Length buckets: which clips share a batch, the order of the batches, the share of each rank, and exact resume.
 
-A global batch comes from one bucket, so every rank has the same shape at every step and the set of shapes is
-finite: as many as there are buckets.
+All clips of a global batch are in one bucket. So every rank has the same shape at every step, and there are only as
+many shapes as buckets.
 """
 
 from collections.abc import Iterator
@@ -18,18 +18,18 @@ EDGE_SECONDS = 0.1  # edges are multiples of this
 
 
 def bucket_edges(durations: np.ndarray, num_buckets: int) -> list[float]:
-    """The at most `num_buckets` upper edges in seconds that pad `durations` [n] (seconds) the least.
+    """At most `num_buckets` upper edges in seconds that need the least padding for `durations` [n] (seconds).
 
-    Exact: dynamic programming over multiples of 0.1 s. The last edge is not below the longest clip.
+    The optimum is exact: dynamic programming over multiples of 0.1 s. The last edge is at least the longest clip.
     """
     steps, counts = np.unique(_edge_steps(durations), return_counts=True)
-    # Clips between two candidates i < j cost j's shape each; cost[i, j] = shape_j * clips in (i, j].
+    # A clip between two candidate edges i < j is padded to j: cost[i, j] = shape_j * clips in (i, j].
     shapes = np.array([padded_samples(step * EDGE_SECONDS) for step in steps], dtype=np.float64)
     clips_up_to = np.concatenate([[0], np.cumsum(counts)])
     cost = shapes[None, :] * (clips_up_to[None, 1:] - clips_up_to[:-1, None])
     cost[np.tril_indices(len(steps), -1)] = np.inf  # cost[i, j]: one bucket from candidate i to j, i <= j
     best = cost[0]  # best[j]: least cost of candidates 0..j in the buckets so far
-    starts: list[np.ndarray] = []  # starts[k][j]: where the last of k + 2 buckets that end at j begins
+    starts: list[np.ndarray] = []  # starts[k][j]: with k + 2 buckets up to j, the start of the last bucket
     for _ in range(min(num_buckets, len(steps)) - 1):
         split = best[:-1, None] + cost[1:]  # the last bucket begins at candidate i + 1
         choice = split.argmin(axis=0)
@@ -44,16 +44,17 @@ def bucket_edges(durations: np.ndarray, num_buckets: int) -> list[float]:
 
 
 def _edge_steps(durations: np.ndarray) -> np.ndarray:
-    """Durations in seconds -> int64 multiples of 0.1 s, rounded up but for float32's own error."""
+    """Durations in seconds -> int64 multiples of 0.1 s, rounded up. A rounding error of float32 does not count."""
     return np.ceil(np.round(np.asarray(durations, dtype=np.float64) / EDGE_SECONDS, 3)).astype(np.int64)
 
 
 class BucketBatchSampler(Sampler[BatchPlan]):
-    """Batches of clips of like length, the share of one rank.
+    """Batches of clips of similar length: the part of one rank.
 
-    Every epoch has every clip once. What does not fill a batch moves up to the next larger bucket, and the
-    last batch is completed with empty rows. The order is a function of `seed` and the epoch alone: ranks take
-    contiguous slices of the same global batches, so a run can be continued on another number of ranks.
+    Every epoch has every clip once. Clips that do not fill a batch move up to the next larger bucket. Empty rows
+    complete the last batch.
+    The order depends on `seed` and the epoch only. Each rank takes a contiguous slice of every global batch, so a run
+    can resume on another number of ranks.
 
     Args:
         durations: [n] seconds.
@@ -82,7 +83,7 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         self.epoch = 0
         self._rows = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self._buckets = assign_buckets(self.durations, edges)  # [n]
-        self.first = 0  # the batch of the epoch that the next iteration begins with
+        self.first = 0  # index in the epoch of the first batch of the next iteration
 
     def __len__(self) -> int:
         return -(-len(self.durations) // self.batch_size)
@@ -100,7 +101,7 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         by_bucket = shuffled[np.argsort(self._buckets[shuffled], kind="stable")]
         ends = np.cumsum(np.bincount(self._buckets, minlength=len(self.edges)))
         clips, buckets = [], []
-        # What a bucket leaves over stays just before the next bucket's clips, and so is batched with them.
+        # The clips that remain in a bucket stay directly before those of the next bucket, so they share a batch.
         start = 0
         for bucket, end in enumerate(ends):
             steps = (end - start) // self.batch_size
@@ -114,9 +115,9 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         return np.concatenate(clips).reshape(-1, self.batch_size)[order], np.concatenate(buckets)[order]
 
     def padding_fraction(self, epoch: int) -> float:
-        """Share of an epoch's samples that is padding up to the bucket's edge, empty rows included.
+        """Fraction of an epoch's samples that is padding up to the bucket's edge, empty rows included.
 
-        The silent tail that every clip has by design (`diva.audio.frames.TAIL_SECONDS`) does not count.
+        The silent tail that every clip has by design (`diva.audio.frames.TAIL_SECONDS`) is not padding.
         """
         _, buckets = self.plan(epoch)
         return 1.0 - float(self.durations.sum() / (self.edges[buckets].sum() * self.batch_size))
@@ -126,18 +127,19 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         self.epoch = epoch
 
     def identity(self) -> dict[str, int]:
-        """What has to be the same for an epoch's order to be the same."""
+        """All values that decide the order of an epoch."""
         return {"seed": self.seed, "clips": len(self.durations), "batch_size": self.batch_size}
 
 
 class ResumableLoader(DataLoader[SpeechBatch]):
-    """Loads the batches of a BucketBatchSampler, and knows how many of them were taken, not merely prefetched.
+    """Loads the batches of a BucketBatchSampler. It counts the batches taken; prefetched batches do not count.
 
-    Lightning keeps its state in the checkpoint. The state is plain numbers, so a run can be continued with
-    another number of workers or ranks. A pass goes on behind the last batch taken and ends with the epoch; the
-    one after it is the next epoch. The first is what `set_epoch` says, unless a state was loaded. Lightning's own
-    count is not used after that: in a run continued from a checkpoint written at the end of an epoch, it is one
-    too high, or breaks the first epoch off after a batch.
+    Lightning saves this state in the checkpoint. The state is plain numbers, so a run can resume with another number
+    of workers or ranks.
+    An iteration starts after the last batch taken and ends with the epoch. The next iteration is the next epoch.
+    `set_epoch` sets the first epoch, unless a state was loaded. Later calls have no effect: if a checkpoint was written
+    at the end of an epoch, Lightning's own count after a resume is one too high, or it ends the first epoch after one
+    batch.
 
     `options` are those of DataLoader. A batch is `dataset[BatchPlan]`.
     """
@@ -150,8 +152,8 @@ class ResumableLoader(DataLoader[SpeechBatch]):
         self._given = 0  # batches of this epoch that were taken
 
     def __iter__(self) -> Iterator[SpeechBatch]:  # type: ignore[override]
-        # A generator, because the epoch is known, and workers may prefetch, only when the first batch is taken:
-        # Lightning calls iter() before set_epoch().
+        # A generator: it starts when the first batch is taken. Before that the epoch is unknown, because Lightning
+        # calls iter() before set_epoch(), and workers must not prefetch.
         if self._epoch is None:
             self._epoch = self.sampler.epoch
         elif self._given == len(self):
@@ -162,12 +164,12 @@ class ResumableLoader(DataLoader[SpeechBatch]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where to go on, and what must be the same there."""
+        """The position to resume at, and the values that must be equal after the resume."""
         epoch = self.sampler.epoch if self._epoch is None else self._epoch
         return {"epoch": epoch, "given": self._given} | self.sampler.identity()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on behind the last batch taken; UserError when that order cannot be reproduced."""
+        """Continue after the last batch taken. Raises UserError if the order of clips cannot be reproduced."""
         for key, value in self.sampler.identity().items():
             if state[key] != value:
                 raise UserError(
@@ -178,10 +180,10 @@ class ResumableLoader(DataLoader[SpeechBatch]):
 
 
 class EvalBatchSampler(Sampler[BatchPlan]):
-    """Every clip once, shortest first, so that a batch holds clips of like length.
+    """Every clip once, shortest first, so that a batch holds clips of similar length.
 
-    Rank r takes every `world_size`-th batch, beginning with r. All ranks have equally many batches of equally
-    many rows: where the clips run out there are empty rows. The shapes are those of `edges`, as in training.
+    Rank r takes every `world_size`-th batch, starting with batch r. All ranks have the same number of batches and of
+    rows; empty rows complete them. The shapes are those of `edges`, as in training.
 
     Args:
         durations: [n] seconds.
@@ -214,8 +216,8 @@ class EvalBatchSampler(Sampler[BatchPlan]):
 
 
 def assign_buckets(durations: np.ndarray, edges: list[float]) -> np.ndarray:
-    """Durations [n] in seconds -> int16 [n], the smallest bucket that holds each clip."""
-    # int16: numpy sorts it by radix, in linear time.
+    """Durations [n] in seconds -> int16 [n], the smallest bucket that each clip fits into."""
+    # int16: numpy sorts it with radix sort, in linear time.
     buckets = np.searchsorted(_edge_steps(np.asarray(edges)), _edge_steps(durations)).astype(np.int16)
     assert len(buckets) == 0 or buckets.max() < len(edges), "the last edge is below the longest clip"
     return buckets

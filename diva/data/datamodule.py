@@ -1,4 +1,4 @@
-"""The LightningDataModule: corpus -> manifests that can be trained on -> loaders of SpeechBatches."""
+"""The LightningDataModule: corpus -> manifests of usable clips -> loaders of SpeechBatches."""
 
 import os
 from collections.abc import Mapping
@@ -38,20 +38,20 @@ class SpeechDataModule(LightningDataModule):
     Args:
         corpus: gives the manifest of a split.
         tokenizer: the LLM's.
-        max_tokens: the number of virtual tokens; longer transcripts are left out, counted and listed.
+        max_tokens: the number of virtual tokens; clips with longer transcripts are skipped, counted and listed.
         batch_size: recordings per optimizer step, over all devices.
-        num_buckets: lengths of batches, at most.
+        num_buckets: largest number of different batch lengths.
         seed: with the epoch, fixes the order of the clips.
         train_split: split of the corpus to train on.
         val_splits: name of each validation -> split of the corpus.
         val_batch_size: recordings per validation batch and device.
-        tokens_per_second: limits transcripts by the length of their clip too (AdapterConfig.tokens_per_second).
-        max_train_clips: train on so many clips, the same ones whatever the seed; null for all.
-        max_val_clips: validate on so many clips of each split; null for all.
-        max_skipped_fraction: above this share of clips left out, setup and `record_faults` raise UserError.
-        decoded_cache_gb: a corpus whose waveforms fit in this is decoded once, before training.
+        tokens_per_second: also limits a transcript by the length of its clip (AdapterConfig.tokens_per_second).
+        max_train_clips: number of clips to train on, the same ones for every seed; null for all.
+        max_val_clips: number of clips of each split to validate on; null for all.
+        max_skipped_fraction: above this fraction of skipped clips, setup and `record_faults` raise UserError.
+        decoded_cache_gb: if the decoded waveforms fit in this (10^9 bytes), they are decoded once, before training.
         num_workers: processes that load batches, for each loader.
-        skipped_tsv: where the clips left out are listed.
+        skipped_tsv: file that lists the skipped clips.
     """
 
     def __init__(
@@ -92,19 +92,19 @@ class SpeechDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.skipped_tsv = Path(skipped_tsv)
         self._splits: dict[str, Manifest] = {}
-        # Splits whose batches hold no waveforms: somebody has the encoder's frames of their clips. Loaders made from
-        # now on follow it.
+        # Splits whose batches hold no waveforms, because the encoder frames of their clips are cached. It applies to
+        # loaders that are made after a change.
         self.without_waveforms: set[str] = set()
         self._run_faults: dict[str, dict[str, Skip]] = {}  # split -> clip_id -> fault found while training
 
-    # -- what there is ------------------------------------------------------------------------------------------
+    # -- manifests ----------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:
-        """One process of each machine decodes; the others find the result in `setup`."""
+        """Decode in one process of each machine. The other processes use the cached result in `setup`."""
         self.setup("fit")
 
     def setup(self, stage: str) -> None:
-        """Read, filter and decode the splits, once; UserError where too few clips are left."""
+        """Read, filter and decode the splits, once. Raises UserError if too many clips are skipped."""
         if self._splits:
             return
         limits = {self.train_split: self.max_train_clips}
@@ -115,7 +115,7 @@ class SpeechDataModule(LightningDataModule):
         self._splits = splits
         self._edges = bucket_edges(self.train.durations, self.num_buckets)
         if self.num_workers:
-            # The tokenizer may have used its threads above; without this it warns in every worker.
+            # If the tokenizer has used threads, it prints a warning in every worker without this setting.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def _manifest(self, split: str, limit: int | None) -> Manifest:
@@ -123,7 +123,7 @@ class SpeechDataModule(LightningDataModule):
         limits = token_limits(manifest.durations, self.max_tokens, self.tokens_per_second)
         manifest = drop_unlearnable(manifest, self.tokenizer, limits)
         if limit is not None and limit < len(manifest):
-            # Not the run's seed: runs that differ in it alone are to see the same clips.
+            # A fixed seed: runs with different seeds must use the same clips.
             chosen = np.random.default_rng(0).permutation(len(manifest))[:limit]
             manifest = replace(manifest.select(chosen), unused=len(manifest) - limit)
         return decode_once(manifest, self.decoded_cache_gb, self.num_workers)
@@ -134,24 +134,24 @@ class SpeechDataModule(LightningDataModule):
 
     @property
     def val(self) -> dict[str, Manifest]:
-        """Manifests by the name of the validation, in the order of `val_dataloader`."""
+        """Manifests by name of the validation, in the order of `val_dataloader`."""
         return {name: self._splits[split] for name, split in self.val_splits.items()}
 
     @property
     def skipped(self) -> dict[str, list[Skip]]:
-        """Every clip left out, by split; faults met while training included."""
+        """All skipped clips by split, including faults found during training."""
         return {
             split: [*manifest.skipped, *self._run_faults.get(split, {}).values()]
             for split, manifest in self._splits.items()
         }
 
     def shapes(self) -> list[tuple[int, int]]:
-        """(rows per device, samples) of every training batch there can be."""
+        """(rows per device, samples) of all possible training batches."""
         rows = self.batch_size // self._world_size
         return sorted({(rows, padded_samples(edge)) for edge in self._edges})
 
     def describe(self) -> str:
-        """Clips, hours, buckets and padding, in a few lines for the eye."""
+        """A few lines of text about clips, hours, buckets and padding."""
         parts = {self.train_split: self.train} | self.val
         lines = [
             f"{name}: {len(part)} clips, {part.durations.sum(dtype=np.float64) / 3600:.2f} h"
@@ -165,7 +165,7 @@ class SpeechDataModule(LightningDataModule):
         lines.append(f"padding: {sampler.padding_fraction(0):.1%} of the samples")
         skips = [skip for of_split in self.skipped.values() for skip in of_split]
         reasons = ", ".join(f"{count} {reason}" for reason, count in count_by_reason(skips).items())
-        lines.append(f"left out: {reasons or 'none'}")
+        lines.append(f"skipped: {reasons or 'none'}")
         return "\n".join(lines)
 
     # -- loaders ------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ class SpeechDataModule(LightningDataModule):
         return ResumableLoader(dataset, self._train_sampler(), **self._loader_options(self.train_split))
 
     def val_dataloader(self) -> list[DataLoader[SpeechBatch]]:
-        """One loader for each of `val_splits`, in order; rank r takes every world_size-th batch."""
+        """One loader for each of `val_splits`, in order. Rank r takes every world_size-th batch."""
         return [self._val_dataloader(split) for split in self.val_splits.values()]
 
     def _val_dataloader(self, split: str) -> DataLoader[SpeechBatch]:
@@ -208,28 +208,28 @@ class SpeechDataModule(LightningDataModule):
         )
 
     def _edges_for(self, manifest: Manifest) -> list[float]:
-        """The training buckets, and one more where a clip is longer than all of them."""
+        """The edges of the training buckets, and one more if a clip is longer than all of them."""
         (longest,) = bucket_edges(manifest.durations, num_buckets=1)
         return self._edges if longest <= self._edges[-1] else [*self._edges, longest]
 
     def _loader_options(self, split: str) -> dict:
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        # A batch without waveforms takes less time to make than to receive from another process.
+        # No workers for batches without waveforms: making one is faster than receiving it from another process.
         workers = 0 if split in self.without_waveforms else self.num_workers
         return {
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": on_cuda,
-            # Loaders seed their workers from a generator: the global one would be moved by every new iterator.
+            # Loaders seed their workers from a generator. Every new iterator would advance the global generator.
             "generator": torch.Generator().manual_seed(self.seed),
         }
 
-    # -- faults met while training ------------------------------------------------------------------------------
+    # -- faults found during training ---------------------------------------------------------------------------
 
     def record_faults(self, faults: list[Skip], split: str | None = None) -> None:
-        """Count clips that turned out faulty in a batch, each once; `split` is the training one unless given.
+        """Count clips that were found faulty in a batch, each once. `split` is by default the training split.
 
-        Raises UserError when they make too many with those left out before.
+        Raises UserError if too many clips are skipped in total.
         """
         known = self._run_faults.setdefault(split or self.train_split, {})
         new = {fault.clip_id: fault for fault in faults if fault.clip_id not in known}
@@ -243,7 +243,7 @@ class SpeechDataModule(LightningDataModule):
         if count > self.max_skipped_fraction * total:
             raise UserError(
                 f"{count} of {total} clips ({count / total:.1%}) cannot be used, more than "
-                f"data.max_skipped_fraction={self.max_skipped_fraction:g}: mend those listed in {self.skipped_tsv} "
+                f"data.max_skipped_fraction={self.max_skipped_fraction:g}: correct those listed in {self.skipped_tsv} "
                 "or raise the limit"
             )
 
@@ -252,7 +252,7 @@ class SpeechDataModule(LightningDataModule):
         write_skipped(self.skipped_tsv, skipped)
 
     def state_dict(self) -> dict:
-        """The faults met so far, in plain lists: a resumed run still counts them."""
+        """The faults found so far, in plain lists, so that a resumed run also counts them."""
         return {
             "faults": [
                 [split, fault.clip_id, fault.reason, fault.detail]
@@ -267,18 +267,18 @@ class SpeechDataModule(LightningDataModule):
 
 
 def token_limits(durations: np.ndarray, max_tokens: int, per_second: float | None) -> np.ndarray:
-    """Durations [n] in seconds, NaN where not listed -> how many tokens each transcript may have, [n]."""
+    """Durations [n] in seconds, NaN if not listed -> the token limit of each transcript, [n]."""
     seconds = np.nan_to_num(durations.astype(np.float64), nan=WHISPER_SECONDS)
     samples = torch.from_numpy(np.rint(seconds * SAMPLE_RATE).astype(np.int64))
     return tokens_read(samples, max_tokens, per_second).numpy()
 
 
 def drop_unlearnable(manifest: Manifest, tokenizer: PreTrainedTokenizerBase, limits: np.ndarray) -> Manifest:
-    """The manifest without transcripts of no token or of more than `limits` [n] say, which join `skipped`.
+    """The manifest without clips whose transcript has no token or more than `limits` [n]; these join `skipped`.
 
-    A token stands for at least a byte (SentencePiece puts one in front), so only transcripts of as many bytes
-    are tokenised: a million rows take no time. The few tokenizers of which that is not true lose no more than
-    it: SpeechDataset checks again.
+    A token covers at least one byte (SentencePiece adds one in front). So only transcripts with enough bytes to exceed
+    the limit are tokenized, and a million rows take little time. For the few tokenizers of which this is not true,
+    SpeechDataset checks each transcript again.
     """
     texts = manifest.clips["text"]
     long = np.flatnonzero(pc.binary_length(texts).to_numpy() >= limits)

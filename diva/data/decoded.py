@@ -1,4 +1,4 @@
-"""Decode a corpus once, before training, into one flat file that every worker maps into its memory."""
+"""Decode a corpus once, before training, into one flat file. Every worker maps this file into memory."""
 
 import json
 import shutil
@@ -23,14 +23,14 @@ from diva.errors import AudioFault, UserError
 from diva.models.pretrained import cache_dir
 from diva.terminal import progress_bar
 
-# Raise it when the same files would be decoded to other samples, or the layout of the folder changes.
+# Increase it if the same files are decoded to other samples, or if the layout of the folder changes.
 FORMAT_VERSION = 2
 BYTES_PER_SECOND = 2 * SAMPLE_RATE
 _FULL_SCALE = 32_768
-# Clips that go to a worker at a time, and below how many a pool costs more time than it saves.
+# Clips per task of a worker, and the number of clips below which a pool of workers does not save time.
 _CHUNK = 64
 _POOL_CLIPS = 1_000
-# Headers are read by threads, which wait for the disk together; their clips to look at for an estimate.
+# Threads that read headers in parallel, and the number of clips whose headers are read for an estimate.
 _HEADER_THREADS = 16
 _ESTIMATE_CLIPS = 200
 
@@ -39,10 +39,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DecodedAudio:
-    """Waveforms of a corpus, end to end in one file of 16-bit PCM at 16 kHz. Each process maps it for itself."""
+    """Waveforms of a corpus, one after another in one file of 16-bit PCM at 16 kHz. Each process maps the file."""
 
     file: Path
-    offsets: np.ndarray  # [n + 1] int64, where each clip begins, in samples
+    offsets: np.ndarray  # [n + 1] int64, first sample of each clip
 
     @cached_property
     def _pcm(self) -> np.ndarray:
@@ -53,17 +53,18 @@ class DecodedAudio:
         start, end = self.offsets[row], self.offsets[row + 1]
         return self._pcm[start:end].astype(np.float32) / _FULL_SCALE
 
-    def __getstate__(self) -> dict:  # a mapping would be pickled as all of its samples
+    def __getstate__(self) -> dict:  # without the mapping: it would be pickled as all of its samples
         return {"file": self.file, "offsets": self.offsets}
 
 
 def decode_once(manifest: Manifest, max_gigabytes: float, num_workers: int) -> Manifest:
-    """The manifest with every clip decoded, where that fits in `max_gigabytes` of disk; clips that cannot be
-    decoded move to `skipped`, durations become those of the samples.
+    """The manifest with every clip decoded, if that fits in `max_gigabytes` (10^9 bytes) of disk.
 
-    The result is kept in the cache until a file of the corpus changes. A corpus that is too large is decoded when
-    it is needed; then only the durations that the corpus does not list are read, from the headers, and the clips
-    whose headers are faulty are skipped. Audio that is in memory or decoded already is returned as it is.
+    Clips that cannot be decoded move to `skipped`. Durations are then those of the decoded samples. The result is
+    cached until a file of the corpus changes.
+    A corpus that is too large is decoded clip by clip during training. Then only missing durations are read, from the
+    headers, and clips with faulty headers are skipped.
+    Audio that is in memory or already decoded is returned unchanged.
     """
     audio = manifest.audio
     if not len(manifest) or not isinstance(audio, StoredAudio):
@@ -88,7 +89,7 @@ def _estimate_seconds(manifest: Manifest, audio: StoredAudio) -> float:
 
 
 def _headers(audio: StoredAudio, rows: np.ndarray) -> list[float | AudioFault]:
-    """Seconds of each row, or what is wrong with it."""
+    """Duration of each row in seconds, or its fault."""
     found: list[float | AudioFault] = []
     for row in rows:
         try:
@@ -119,7 +120,7 @@ def _with_header_durations(manifest: Manifest, audio: StoredAudio) -> Manifest:
 
 
 def _without_faults(manifest: Manifest, durations: np.ndarray, faults: dict[int, AudioFault]) -> Manifest:
-    """The clips without fault, with these `durations` [n]; the others, by position, join `skipped`."""
+    """The manifest with `durations` [n] and without the faulty clips. `faults` are by position; they join `skipped`."""
     where = manifest.clips.column_names.index("duration")
     clips = manifest.clips.set_column(where, "duration", pa.array(durations, type=pa.float32()))
     ids = clips["clip_id"]
@@ -155,13 +156,13 @@ def _decode_chunks(
     if len(rows) < _POOL_CLIPS:
         yield from (_decode_chunk(audio, chunk) for chunk in chunks)
         return
-    # Not forked: a child of a process in which torch has used its threads can wait for them forever.
+    # Not forked: if torch has already used threads, a forked child can wait for them forever.
     with ProcessPoolExecutor(num_workers, get_context("spawn"), _start_worker, (audio,)) as pool:
         yield from _in_order(pool, _decode_in_worker, chunks, 4 * num_workers)
 
 
 def _decode_chunk(audio: StoredAudio, rows: np.ndarray) -> list[np.ndarray | AudioFault]:
-    """16-bit samples [S] of each row, or what is wrong with it."""
+    """16-bit samples [S] of each row, or its fault."""
     decoded: list[np.ndarray | AudioFault] = []
     for row in rows:
         try:
@@ -172,7 +173,7 @@ def _decode_chunk(audio: StoredAudio, rows: np.ndarray) -> list[np.ndarray | Aud
     return decoded
 
 
-_worker_audio: StoredAudio  # of a worker process, which would otherwise receive it with every chunk
+_worker_audio: StoredAudio  # set once in each worker process, so that it is not sent with every chunk
 
 
 def _start_worker(audio: StoredAudio) -> None:
@@ -192,7 +193,7 @@ def _chunks(rows: np.ndarray) -> list[np.ndarray]:
 def _in_order(
     pool: Executor, work: Callable[[np.ndarray], T], chunks: list[np.ndarray], ahead: int
 ) -> Iterator[T]:
-    """Results in the order of the chunks, of which no more than `ahead` are under way: results take memory."""
+    """Results in the order of the chunks. At most `ahead` chunks are computed at a time, to limit the memory."""
     waiting: deque[Future[T]] = deque()
     for chunk in chunks:
         waiting.append(pool.submit(work, chunk))
@@ -205,7 +206,9 @@ def _in_order(
 def _read_decoded(manifest: Manifest, folder: Path) -> Manifest:
     file, offsets = folder / "samples.int16", np.load(folder / "offsets.npy")
     if file.stat().st_size != 2 * offsets[-1]:
-        raise UserError(f"the decoded audio in {folder} is damaged: delete that folder, it is made again")
+        raise UserError(
+            f"the decoded audio in {folder} is damaged: delete that folder; the next run makes it again"
+        )
     faults = {
         at: AudioFault(*fault)
         for at, *fault in json.loads((folder / "faults.json").read_text(encoding="utf-8"))
@@ -219,10 +222,10 @@ def _read_decoded(manifest: Manifest, folder: Path) -> Manifest:
 
 
 def build_once(target: Path, build: Callable[[Path], None]) -> Path:
-    """The folder `target`, filled by `build(folder)` unless it is there.
+    """The folder `target`; if it does not exist, `build(folder)` fills it.
 
-    It appears whole or not at all; processes that want the same one wait for the first; what an interrupted one
-    left behind is cleared away. Raises UserError where the disk refuses.
+    The folder appears only when it is complete. Other processes that need it wait for the first. Files of an
+    interrupted process are deleted. Raises UserError if the disk cannot be written.
     """
     partial_folder = Path(f"{target}.partial")
     try:
@@ -239,6 +242,6 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
     except OSError as error:
         raise UserError(
             f"cannot fill the cache folder {target}: {error.strerror or error};"
-            " make room, or name another place in DIVA_CACHE"
+            " make room, or set DIVA_CACHE to another folder"
         ) from error
     return target

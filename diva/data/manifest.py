@@ -1,4 +1,4 @@
-"""The one form that every corpus takes: a table of clips, a source of audio, and a list of what was left out."""
+"""The manifest, the common form of all corpora: a table of clips, a source of audio, and a list of skipped clips."""
 
 import os
 from collections import Counter
@@ -16,19 +16,19 @@ from diva.audio.decoding import decode, duration_of
 from diva.audio.frames import SAMPLE_RATE, WHISPER_SECONDS
 from diva.errors import AudioFault, UserError
 
-# Columns that every manifest has; a column of the corpus that happens to have such a name gets a prefix.
+# Columns that every manifest has. If the corpus has another column with such a name, that column gets a prefix.
 _OWN_COLUMNS = ("clip_id", "text", "duration", "speaker")
-# Reasons that need an example to be understood.
+# Reasons that are only clear with an example.
 _UNCLEAR = ("damaged row", "unknown format")
 
 
 @dataclass(frozen=True)
 class Skip:
-    """A clip that was left out, never silently.
+    """A skipped clip. Every skipped clip is listed with its reason.
 
     `reason` is one of: empty text, missing text, missing file, damaged audio, unknown format, ends early, silence,
     out of range, zero length, too long, damaged row, double name, torn archive (of many clips, one Skip).
-    `docs/faults.md` says what is done with which input.
+    `docs/faults.md` lists what happens with each kind of faulty input.
     """
 
     clip_id: str
@@ -37,7 +37,7 @@ class Skip:
 
 
 class AudioSource(Protocol):
-    """Where the waveforms of a manifest come from. Picklable: it travels to the workers of a DataLoader."""
+    """The source of a manifest's waveforms. It must be picklable: it is sent to the workers of a DataLoader."""
 
     def waveform(self, row: int) -> np.ndarray:
         """Float32 mono at 16 kHz, [S]. Raises AudioFault."""
@@ -46,22 +46,22 @@ class AudioSource(Protocol):
 
 @runtime_checkable
 class StoredAudio(AudioSource, Protocol):
-    """Audio that still has to be decoded, so that its headers and its identity can be asked for."""
+    """Encoded audio. It also gives durations from headers, and a fingerprint."""
 
     def seconds(self, row: int) -> float:
-        """Duration by the header, without decoding. Raises AudioFault, too long included."""
+        """Duration in seconds by the header, without decoding. Raises AudioFault, also for a clip that is too long."""
         ...
 
     def fingerprint(self, rows: np.ndarray) -> str:
-        """A digest that changes when any of these clips does."""
+        """A digest that changes when any of these clips changes."""
         ...
 
 
 @dataclass(frozen=True)
 class AudioFiles:
-    """One file a clip, or one segment of a file."""
+    """Clips that are files, or segments of files."""
 
-    folder: Path  # what relative paths start from
+    folder: Path  # relative paths start here
     paths: pa.Array | pa.ChunkedArray  # [n] string
     max_seconds: float = WHISPER_SECONDS
     segments: np.ndarray | None = None  # [n, 2] float64: offset and duration in seconds, NaN for a whole file
@@ -79,7 +79,7 @@ class AudioFiles:
         return duration_of(self.path(row), self.max_seconds, offset)
 
     def _segment(self, row: int) -> tuple[float, float | None]:
-        """Where a clip begins in its file, and how long it lasts; None to the end."""
+        """Offset and duration of a clip in its file, in seconds. Duration None: to the end of the file."""
         if self.segments is None or np.isnan(self.segments[row, 0]):
             return 0.0, None
         offset, duration = self.segments[row].tolist()
@@ -109,14 +109,14 @@ class Manifest:
     rows: np.ndarray  # [n] int64, the row of `audio` for each clip
     skipped: list[Skip] = field(default_factory=list)
     origin: str = ""  # the file or dataset the split was read from, for messages
-    unused: int = 0  # sound clips that a limit on their number has left behind
+    unused: int = 0  # usable clips above a limit on the number of clips
 
     def __len__(self) -> int:
         return self.clips.num_rows
 
     @property
     def listed(self) -> int:
-        """All clips that the corpus lists: those here, those left behind, those skipped."""
+        """Number of clips that the corpus lists: those of this manifest, the unused and the skipped ones."""
         return len(self) + self.unused + len(self.skipped)
 
     @property
@@ -128,7 +128,7 @@ class Manifest:
         return self.clips["text"][int(index)].as_py()
 
     def waveform(self, index: int) -> np.ndarray:
-        """Float32 mono at 16 kHz, [S]. Raises AudioFault, also where it is shorter than the corpus lists it."""
+        """Float32 mono at 16 kHz, [S]. Raises AudioFault, also if it is shorter than its listed duration."""
         waveform = self.audio.waveform(int(self.rows[index]))
         listed = self.clips["duration"][int(index)].as_py()  # one number: the column may have a million
         if fault := listed_fault(len(waveform) / SAMPLE_RATE, listed):
@@ -136,20 +136,20 @@ class Manifest:
         return waveform
 
     def column(self, name: str) -> list[str]:
-        """All values of a column. Raises UserError for one that the corpus does not have."""
+        """All values of a column. Raises UserError if the corpus does not have it."""
         if name not in self.clips.column_names:
             has = ", ".join(self.clips.column_names)
             raise UserError(f"{self.origin or 'the manifest'} has no column {name!r}, it has: {has}")
         return self.clips[name].to_pylist()
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "Manifest":
-        """The clips at these positions, in this order; `skipped` stays what it was."""
+        """The clips at these positions, in this order. `skipped` is unchanged."""
         chosen = np.asarray(indices, dtype=np.int64)
         return replace(self, clips=self.clips.take(pa.array(chosen)), rows=self.rows[chosen])
 
 
 def with_distinct_ids(manifest: Manifest) -> Manifest:
-    """The manifest with ids that tell all its clips apart: a clip listed again has #2, #3, ... behind its id."""
+    """The manifest with distinct clip ids. If an id occurs again, #2, #3, ... is appended to it."""
     ids = manifest.clips["clip_id"]
     if pc.count_distinct(ids).as_py() == len(ids):
         return manifest
@@ -169,25 +169,26 @@ class Corpus(Protocol):
 
 
 def list_files(folder: Path) -> Iterator[str]:
-    """Names of the files in a folder, and of links to files, that are UTF-8, as those in a table are.
+    """Names of the files in a folder, and of links to files. Names that are not UTF-8 are skipped.
 
-    One listing: a stat a clip takes minutes on network disks. Raises OSError where the folder cannot be read.
+    The folder is listed once, because one stat call per clip takes minutes on network disks.
+    Raises OSError if the folder cannot be read.
     """
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
                 is_file = entry.is_file()
                 entry.name.encode()
-            except (OSError, UnicodeEncodeError):  # OSError: a link that leads nowhere
+            except (OSError, UnicodeEncodeError):  # OSError: a link to a missing file
                 continue
             if is_file:
                 yield entry.name
 
 
 def named_columns(columns: Mapping[str, pa.ChunkedArray], **own: str | None) -> dict[str, pa.ChunkedArray]:
-    """The corpus's columns under the names of a manifest: `own` says which is its clip_id, text, speaker.
+    """The corpus's columns with the names of a manifest. `own` maps clip_id, text and speaker to the corpus's names.
 
-    A further column that happens to bear one of those names gets the prefix `corpus_`.
+    Any other column with one of these names gets the prefix `corpus_`.
     """
     named = {ours: columns[theirs] for ours, theirs in own.items() if theirs is not None}
     further = {name: values for name, values in columns.items() if name not in own.values()}
@@ -202,11 +203,12 @@ def sound_clips(
     skipped: Iterable[Skip],
     origin: str,
 ) -> Manifest:
-    """The manifest of those rows that are sound as far as can be known without opening the audio.
+    """The manifest of the usable rows, checked without opening the audio.
 
-    `columns` (string [n]; `duration` float32 seconds [n]; emptied here, so that a large corpus is not held
-    twice) and `audio` have the same rows; `faults` are (reason, detail, mask [n]) that the reader found, `skipped`
-    what it could not even turn into a row. A row with several faults counts under the first.
+    `columns` (string [n]; `duration` float32 seconds [n]) and `audio` have the same rows. `columns` is emptied here, so
+    that a large corpus is not in memory twice.
+    `faults` are (reason, detail, mask [n]) of faulty rows that the reader found. `skipped` are the entries that it
+    could not read as rows. A row with several faults is counted under the first.
     """
     size = len(columns["clip_id"])
     columns["text"] = pc.utf8_trim_whitespace(columns["text"])
@@ -237,22 +239,21 @@ def _is_mute(texts: pa.ChunkedArray) -> np.ndarray:
 
 
 def listed_fault(seconds: float, listed: float) -> AudioFault | None:
-    """What is wrong with a clip that lasts much less than its corpus lists (NaN where it does not)."""
+    """The fault of a clip that is much shorter than its listed duration; otherwise None. Seconds; NaN: not listed."""
     if seconds < 0.9 * listed - 0.2:
         return AudioFault("ends early", f"it lasts {seconds:.2f} s, its listed duration is {listed:.2f} s")
     return None
 
 
 def count_by_reason(skips: Iterable[Skip]) -> dict[str, int]:
-    """How many clips were left out for each reason, the most frequent first."""
+    """Number of skipped clips by reason, the most frequent first."""
     return dict(Counter(skip.reason for skip in skips).most_common())
 
 
 def check_skipped(manifests: Mapping[str, Manifest], max_fraction: float, listed_in: str | Path) -> None:
-    """Refuse a corpus of which too much would be left out. `manifests` by split, `listed_in` is skipped.tsv.
+    """Check the fraction of skipped clips. `manifests` are by split. `listed_in` is the path of skipped.tsv.
 
-    Raises UserError where a split has no clip left, or where skipped / listed over all the splits is
-    above `max_fraction`.
+    Raises UserError if a split has no usable clip, or if skipped / listed over all splits is above `max_fraction`.
     """
     for split, manifest in manifests.items():
         if not len(manifest):
@@ -265,13 +266,13 @@ def check_skipped(manifests: Mapping[str, Manifest], max_fraction: float, listed
     if len(skips) > max_fraction * total:
         raise UserError(
             f"{len(skips)} of {total} clips ({len(skips) / total:.1%}) cannot be used: {_counts(skips)};"
-            f" they are listed in {listed_in}; mend them, or accept the loss with"
+            f" they are listed in {listed_in}; correct them, or accept the loss with"
             f" data.max_skipped_fraction={np.ceil(len(skips) / total * 100) / 100:g} (now {max_fraction:g})"
         )
 
 
 def _counts(skips: Sequence[Skip]) -> str:
-    """How many for each reason, with an example where the reason alone does not say what to mend."""
+    """The numbers by reason as text, with an example if the reason alone is not clear."""
     counts = []
     for reason, count in count_by_reason(skips).items():
         example = next(skip for skip in skips if skip.reason == reason)
@@ -281,13 +282,13 @@ def _counts(skips: Sequence[Skip]) -> str:
 
 
 def write_skipped(path: str | Path, skips: Mapping[str, Iterable[Skip]]) -> None:
-    """Write skipped.tsv: split, clip_id, reason, detail, one clip a line. `skips` by split."""
+    """Write skipped.tsv with one clip per line: split, clip_id, reason, detail. `skips` are by split."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write("split\tclip_id\treason\tdetail\n")
         for split, of_split in skips.items():
             for skip in of_split:
-                # A field with a tab or a line break in it would damage the table.
+                # A tab or a line break in a field would damage the table.
                 cells = (" ".join(cell.split()) for cell in (split, skip.clip_id, skip.reason, skip.detail))
                 file.write("\t".join(cells) + "\n")

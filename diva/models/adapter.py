@@ -1,6 +1,6 @@
-"""The only part that trains: encoder frames [B, F, E] -> virtual tokens [B, V, D] for the LLM.
+"""The adapter, the only trainable part: encoder frames [B, F, E] -> virtual tokens [B, V, D] for the LLM.
 
-Of Q queries there are as many virtual tokens, or Q / `stack` (`AdapterConfig.num_virtual_tokens`).
+Q queries give V = Q / `stack` virtual tokens (`AdapterConfig.num_virtual_tokens`). By default `stack` is 1.
 """
 
 import copy
@@ -13,20 +13,20 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer
 
 QUERY_STD = 0.02  # q ~ N(0, 0.02), DiVA section 3.1
-GROUPED = "grouped"  # what transformers knows `grouped_attention` as
+GROUPED = "grouped"  # the name of `grouped_attention` in transformers
 
 
 class QFormerAdapter(nn.Module):
-    """Learned queries read the speech through Whisper's decoder, then a projection (DiVA section 3.1).
+    """Learned queries through Whisper's decoder, then a projection (DiVA section 3.1).
 
-    The decoder's token embeddings are replaced by the queries; its position embeddings, causal
-    self-attention and cross-attention stay, start from Whisper's weights and train.
+    The queries replace the decoder's token embeddings. Its position embeddings, causal self-attention and
+    cross-attention to the encoder frames start from Whisper's weights and are trained.
     """
 
     def __init__(self, whisper: WhisperConfig, num_query_tokens: int, llm_width: int, stack: int = 1):
         super().__init__()
         self.stack = stack
-        # Its own: the attention is chosen for the device, while the encoder, whose config this was, keeps what it has.
+        # A copy of the config: the adapter's attention is chosen for the device. The encoder's config must not change.
         self.config = copy.deepcopy(whisper)
         self.query_tokens = nn.Parameter(torch.randn(num_query_tokens, whisper.d_model) * QUERY_STD)
         self.positions = nn.Parameter(torch.randn(num_query_tokens, whisper.d_model) * QUERY_STD)
@@ -42,16 +42,16 @@ class QFormerAdapter(nn.Module):
         cross_mask = None if mask is None else mask[:, None, None, :]
         self.config._attn_implementation = GROUPED if frames.device.type == "cpu" else "sdpa"
         for layer in self.layers:
-            # No attention mask: Whisper's decoder self-attention is causal by itself.
+            # No attention mask: the self-attention of Whisper's decoder is always causal.
             hidden = layer(
                 hidden, encoder_hidden_states=frames, encoder_attention_mask=cross_mask, use_cache=False
             )
-        # Neighbours side by side: [B, Q, E] -> [B, V, stack E].
+        # Concatenate the outputs of neighbouring queries: [B, Q, E] -> [B, V, stack E].
         return self.projection(self.norm(hidden).unflatten(1, (-1, self.stack)).flatten(2))
 
 
 class MLPAdapter(nn.Module):
-    """The paper's ablation without attention: frames averaged in Q equal stretches of the clip, then an MLP."""
+    """The paper's ablation without attention: frames averaged over Q equal segments of the clip, then an MLP."""
 
     def __init__(self, whisper: WhisperConfig, num_query_tokens: int, llm_width: int):
         super().__init__()
@@ -60,16 +60,16 @@ class MLPAdapter(nn.Module):
         self.projection = nn.Linear(llm_width, llm_width)
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Frames [B, F, E], mask [B, F] (True: valid) -> virtual tokens [B, V, D], V being Q here."""
+        """Frames [B, F, E], mask [B, F] (True: valid) -> virtual tokens [B, V, D]; here V = Q."""
         pooled = pooling_matrix(frames, mask, self.num_query_tokens) @ frames
         return self.projection(nn.functional.gelu(self.hidden(pooled)))
 
 
 def pooling_matrix(frames: Tensor, mask: Tensor | None, segments: int) -> Tensor:
-    """[B, Q, F] weights that average each clip's valid frames in `segments` stretches.
+    """[B, Q, F] weights that average each clip's valid frames over `segments` segments, Q = `segments`.
 
-    Borders as in adaptive average pooling, so that no stretch is empty even where a clip has fewer frames
-    than stretches.
+    The borders are those of adaptive average pooling. So no segment is empty, even if a clip has fewer frames than
+    segments.
     """
     batch, length, _ = frames.shape
     if mask is None:
@@ -96,16 +96,17 @@ def grouped_attention(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention in plain matrix products: the fastest on a CPU for up to some hundred positions.
+    """Attention as plain matrix products: the fastest way on a CPU for up to a few hundred positions.
 
-    There the backward pass of torch's fused kernel takes several times as long. Query heads that share a key head
-    are multiplied with it together, so keys and values are not copied for each, nor their gradients summed again.
+    There the backward pass of torch's fused kernel takes several times as long. All query heads of one key head are
+    multiplied with it together. So keys and values are not copied for each query head.
 
-    Queries [B, H, L, C], keys and values [B, G, K, C] where G divides H -> outputs [B, L, H, C], weights
-    [B, H, L, K]. The mask, of a shape that broadcasts to the weights', holds True where to look, or what to add to
-    the scores; without one a causal module looks at the past only, its last query being beside the last key.
-    The softmax is in float32. Arguments are those that transformers hands to every attention function: `softcap` bounds
-    the scores (Gemma 2), `s_aux` [H] are scores of a key that has no value (gpt-oss).
+    Queries [B, H, L, C], keys and values [B, G, K, C] where G divides H -> outputs [B, L, H, C], weights [B, H, L, K].
+    The mask has a shape that broadcasts to that of the weights. It is True at visible positions, or holds numbers that
+    are added to the scores. Without a mask a causal module sees past positions only; the last query is at the position
+    of the last key.
+    The softmax is in float32. The arguments are those of every attention function in transformers: `softcap` bounds the
+    scores (Gemma 2), `s_aux` [H] are scores of a key without a value (gpt-oss).
     """
     rows, heads, length, width = query.shape
     groups, keys = key.shape[1:3]

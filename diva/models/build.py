@@ -1,4 +1,4 @@
-"""A DiVA to be trained: its frozen parts loaded, its adapter at the start that the config asks for."""
+"""Build a DiVA for training: load the frozen parts and initialize the adapter as the config says."""
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,12 @@ from diva.models.llm import Embeddings
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.parts import Parts, load_parts, load_tokenizer
 
-# Of the variance of an embedding.
+# Fraction of the variance of an embedding.
 _RIDGE = 1e-2
 
 
 def build(config: DivaConfig, tokenizer: PreTrainedTokenizerBase) -> DivaForConditionalGeneration:
-    """Load encoder and LLM frozen and give the adapter its start; `tokenizer` is the LLM's."""
+    """Load the frozen encoder and LLM, and initialize the adapter. `tokenizer` is the LLM's."""
     parts = load_parts(config, tokenizer)
     model = DivaForConditionalGeneration(config, parts).eval()
     start_adapter(config, model.adapter, parts)
@@ -24,7 +24,7 @@ def build(config: DivaConfig, tokenizer: PreTrainedTokenizerBase) -> DivaForCond
 
 
 def start_adapter(config: DivaConfig, adapter: nn.Module, parts: Parts) -> None:
-    """Give an adapter the start that its config asks for."""
+    """Initialize an adapter as its config says."""
     if config.adapter.init == "whisper" and isinstance(adapter, QFormerAdapter):
         load_whisper_decoder(adapter, parts.whisper)
     if config.adapter.projection_init != "default":
@@ -37,10 +37,11 @@ def start_adapter(config: DivaConfig, adapter: nn.Module, parts: Parts) -> None:
 
 @torch.no_grad()
 def start_among_embeddings(adapter: nn.Module, embeddings: Tensor) -> None:
-    """Let the virtual tokens start with the mean and the spread of the token embeddings [V, D].
+    """Initialize the adapter so that virtual tokens have the mean and the spread of the token embeddings [V, D].
 
-    The last norm of Whisper's decoder multiplies by about 11, for its own output matrix: a projection behind it
-    would start far outside, and each Adam step would move it 11 times as far as lr says. So it is brought to 1.
+    The weights of the last norm of Whisper's decoder are about 11, which suits its own output matrix. With them the
+    virtual tokens would start far from the embeddings, and each Adam step would be 11 times too large. So they are
+    scaled to a root mean square of 1.
     """
     if isinstance(adapter, QFormerAdapter):
         gain = adapter.norm.weight.square().mean().sqrt()
@@ -60,11 +61,11 @@ def start_from_shared_tokens(
     llm: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Start the projection with what turns Whisper's token embeddings into the LLM's, kept at its spread.
+    """Initialize the projection with a map from Whisper's token embeddings to the LLM's, at the LLM's spread.
 
-    The end of Whisper's decoder points at the embedding of the token it hears. Many tokens are in both
-    vocabularies (most, where both are byte-level BPE): ridge regression over them says where the LLM has the
-    same token. Of stacked queries all begin alike: the virtual token starts in the direction of their mean.
+    The output of Whisper's decoder is close to the embedding of the spoken token. Both vocabularies share many tokens
+    (most of them, if both are byte-level BPE). Ridge regression over the shared tokens gives the map.
+    With `stack` all queries of a virtual token start with the same weights: it starts in the direction of their mean.
     """
     heard, read = Embeddings(whisper)[:].float(), Embeddings(llm)[:].float()
     ours, theirs = speech_tokenizer.get_vocab(), tokenizer.get_vocab()
@@ -83,7 +84,7 @@ def start_from_shared_tokens(
 
 @torch.no_grad()
 def load_whisper_decoder(adapter: QFormerAdapter, whisper: WhisperModel) -> None:
-    """Copy Whisper's decoder, but for its token embeddings, into the adapter."""
+    """Copy Whisper's decoder, without its token embeddings, into the adapter."""
     decoder = whisper.decoder
     adapter.positions.copy_(decoder.embed_positions.weight[: len(adapter.positions)])
     adapter.layers.load_state_dict(decoder.layers.state_dict())

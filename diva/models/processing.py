@@ -1,4 +1,4 @@
-"""A chat with speech in it -> token ids with placeholders, and the waveforms that go there."""
+"""The processor: a chat with speech -> token ids with placeholders, and the waveforms for them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +19,13 @@ Clip = str | Path | bytes | np.ndarray | Tensor | Sequence[float]
 
 
 class DivaProcessor(ProcessorMixin):
-    """Makes the inputs of DivaForConditionalGeneration; log-mel is the model's, on its own device.
+    """Makes the inputs of DivaForConditionalGeneration. The model itself computes the log-mel, on its own device.
 
-    A clip becomes `num_virtual_tokens` placeholders for every 30 s of it, or `tokens_per_second`, where that is given
-    and makes fewer. `audio_token_id` is outside the LLM's vocabulary, so no text can hold it. Chats without a system
-    message get `system_prompt`, under which the adapter was trained; all get `template_kwargs`. Longer clips are cut
-    where they are quietest (`long_audio="split"`) or refused ("error"); `max_audio_seconds` is the limit for a clip.
+    Every 30 s of a clip become `num_virtual_tokens` placeholders, or fewer with `tokens_per_second`.
+    `audio_token_id` is outside the LLM's vocabulary, so no text contains it.
+    Chats without a system message get `system_prompt`, the one of the training. All chats get `template_kwargs`.
+    Clips above 30 s are cut at their quietest places (`long_audio="split"`) or refused ("error"). `max_audio_seconds`
+    is the limit for a clip.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class DivaProcessor(ProcessorMixin):
         long_audio: Literal["split", "error"] = "split",
         max_audio_seconds: float = 600.0,
         template_kwargs: dict[str, Any] | None = None,
-        num_query_tokens: int | None = None,  # what exports of earlier revisions call num_virtual_tokens
+        num_query_tokens: int | None = None,  # the name of num_virtual_tokens in exports of earlier revisions
         **kwargs: Any,
     ):
         super().__init__(tokenizer, **kwargs)
@@ -55,7 +56,7 @@ class DivaProcessor(ProcessorMixin):
 
     @property
     def pad_token_id(self) -> int:
-        """What fills the shorter rows on the left; masked, so any token does."""
+        """The token that pads shorter rows on the left. It is masked, so any token is correct."""
         ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
         return next(token for token in ids if token is not None)
 
@@ -77,7 +78,7 @@ class DivaProcessor(ProcessorMixin):
 
         A clip is a part `{"type": "audio", "path": file}` or `{"type": "audio", "audio": clip}`, with a path,
         the bytes of a file, or samples [S] or [S, channels] at the part's or the call's `sampling_rate`.
-        Raises AudioFault for a clip that cannot be heard, UserError for messages that cannot be read.
+        Raises AudioFault for a clip that cannot be decoded, UserError for messages that cannot be read.
         """
         if return_tensors != "pt":
             raise UserError(f"return_tensors={return_tensors!r}: DiVA's inputs are torch tensors, 'pt'")
@@ -101,7 +102,7 @@ class DivaProcessor(ProcessorMixin):
         return_tensors: str = "pt",
         padding: bool = True,
     ) -> BatchFeature:
-        """Texts that hold `<|audio|>` for each clip, and the clips of all texts in order -> model inputs."""
+        """Texts with `<|audio|>` for each clip, and the clips of all texts in order -> model inputs."""
         if return_tensors != "pt" or not padding:
             raise UserError("DiVA's inputs are padded torch tensors: return_tensors='pt', padding=True")
         texts = [text] if isinstance(text, str) else list(text)
@@ -115,15 +116,15 @@ class DivaProcessor(ProcessorMixin):
         return self._batch(pieces, [[next(queue) for _ in range(count)] for count in wanted])
 
     def spoken_turns(self, clips: Sequence[Clip], instructions: Sequence[str | None]) -> BatchFeature:
-        """One user turn for each clip, under an instruction or the prompt of the training -> model inputs."""
+        """One user turn for each clip, with an instruction or the prompt of the training -> model inputs."""
         if len(clips) != len(instructions):
             raise UserError(
                 f"{len(clips)} clips and {len(instructions)} prompts; give one prompt for each, or none"
             )
         turn = released_user_turn if self.prompt_layout == "released" else user_turn
         prompts = [
-            turn(self.tokenizer, told or self.system_prompt, template_kwargs=self.template_kwargs)
-            for told in instructions
+            turn(self.tokenizer, instruction or self.system_prompt, template_kwargs=self.template_kwargs)
+            for instruction in instructions
         ]
         pieces = [[prompt.prefix_ids, prompt.suffix_ids] for prompt in prompts]
         return self._batch(pieces, [[self._hear(clip, SAMPLE_RATE)] for clip in clips])
@@ -147,7 +148,7 @@ class DivaProcessor(ProcessorMixin):
         return self._hear(given[0], part.get("sampling_rate", sampling_rate))
 
     def _hear(self, clip: Clip, sampling_rate: int) -> list[np.ndarray]:
-        """A clip's windows of up to 30 s."""
+        """Decode a clip and cut it into windows of at most 30 s."""
         waveform = to_waveform(clip, sampling_rate, self.max_audio_seconds)
         if self.long_audio == "error" and len(waveform) > WHISPER_SECONDS * SAMPLE_RATE:
             seconds = len(waveform) / SAMPLE_RATE
@@ -155,7 +156,7 @@ class DivaProcessor(ProcessorMixin):
         return windows(waveform)
 
     def _batch(self, pieces: list[list[list[int]]], clips: list[list[list[np.ndarray]]]) -> BatchFeature:
-        """Pieces of each chat and the windows of each of its clips -> ids padded on the left, and the audio."""
+        """Text pieces and clip windows of each chat -> ids padded on the left, and the audio."""
         rows = []
         for texts, heard in zip(pieces, clips, strict=True):
             row = list(texts[0])
@@ -173,7 +174,7 @@ class DivaProcessor(ProcessorMixin):
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids of each row -> ids [B, L] that end together, and the mask [B, L] of those that are not padding."""
+    """Token ids of each row -> ids [B, L] padded on the left, and the mask [B, L] of tokens that are not padding."""
     length = max(map(len, rows))
     ids = torch.full((len(rows), length), pad_token_id)
     mask = torch.zeros_like(ids)

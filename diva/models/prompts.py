@@ -1,4 +1,4 @@
-"""Chat templates: messages -> token ids with gaps where speech goes. The only place that knows a template."""
+"""Chat templates: messages -> token ids with gaps for speech. All code about templates is here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ def user_turn(
     text: str = "",
     template_kwargs: Variables | None = None,
 ) -> Prompt:
-    """The chat template, with its variables, around speech in a single user turn, with `text` behind it.
+    """The chat template, with its variables, around speech in a single user turn. `text` follows the speech.
 
-    The transcript (teacher) or the virtual tokens (student) go between the two halves. They carry no BOS or
-    EOS of their own: the template has whatever its model expects, once.
+    The transcript (teacher) or the virtual tokens (student) go between the two halves. They have no BOS or EOS: the
+    template already contains those that its model expects.
     """
     messages = [{"role": "user", "content": [{"type": "audio"}, {"type": "text", "text": text}]}]
     if system is not None:
@@ -64,9 +64,9 @@ def chat_pieces(
     """Token ids of the text before, between and after the audios of a chat: one piece more than it has audios.
 
     `messages` are as transformers' chat models take them: `content` is a string or a list of
-    `{"type": "text", "text": ...}` and `{"type": "audio", ...}`. Each piece is tokenized by itself, as in
-    training, so nothing that is said aloud can merge with the template's tokens. A control token of the LLM that
-    is spelt out in a message stays text: it ends no turn.
+    `{"type": "text", "text": ...}` and `{"type": "audio", ...}`. Each piece is tokenized separately, as in training. So
+    no text at the border to speech merges with the template's tokens. If a message contains the text of a control token
+    of the LLM, it stays text and does not end the turn.
     """
     rendered, gap, cut = _render(tokenizer, messages, add_generation_prompt, template_kwargs)
     return [
@@ -86,7 +86,7 @@ def _render(
     add_generation_prompt: bool,
     template_kwargs: Variables | None,
 ) -> tuple[str, str, str]:
-    """The rendered chat, the string in it that stands for every audio, and the one that cuts control tokens in two."""
+    """The rendered chat, the string in it that marks every audio, and the string that splits control tokens."""
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             f"the tokenizer of {tokenizer.name_or_path} has no chat template; DiVA needs an instruction-tuned"
@@ -113,21 +113,22 @@ def _render(
     if rendered.count(gap) != audios:
         raise UserError(
             f"the chat template of {tokenizer.name_or_path} renders {rendered.count(gap)} of {audios} audios, so"
-            " what is before and after them cannot be told"
+            " the text before and after them cannot be found"
         )
     return rendered, gap, cut
 
 
 def _unsaid(mark: str, said: str) -> str:
-    """A string that is not in what was said: of plain letters, so that no template trims or escapes it."""
+    """A string that does not occur in the messages. It has only letters, so that no template trims or escapes it."""
     while mark in said:
         mark += "X"
     return mark
 
 
 def _apply(tokenizer: PreTrainedTokenizerBase, messages: list[dict], variables: Variables) -> str:
-    """The template's text. Where it refuses a system message or drops it, the message goes to the head of the first
-    user turn."""
+    """The text of the template. If it refuses or drops a system message, the message is put in front of the first user
+    turn.
+    """
 
     def apply(chat: list[dict]) -> str:
         return str(tokenizer.apply_chat_template(chat, tokenize=False, **variables))
@@ -172,5 +173,5 @@ def _parts(message: Message) -> list[dict]:
 
 
 def audio_parts(messages: Sequence[Message]) -> list[dict]:
-    """The audios of a chat in the order in which they are heard."""
+    """The audios of a chat, in order."""
     return [part for message in messages for part in _parts(message) if part["type"] == "audio"]

@@ -1,7 +1,7 @@
-"""transformers' Auto classes know DiVA after `import diva`, which itself imports neither torch nor transformers.
+"""Register DiVA with transformers' Auto classes on `import diva`, without importing torch or transformers.
 
-Stand-ins are registered when transformers imports its Auto classes, at once if it has. They are names only. The first
-use of one imports diva's classes, registers these, and is passed on to the class of its name.
+Stand-in classes are registered as soon as transformers has imported its Auto classes. They are names only. The first
+use of a stand-in imports diva's real classes, registers them, and is passed on to the class of the same name.
 """
 
 import functools
@@ -24,7 +24,7 @@ _AUTO = "transformers.models.auto"
 
 @functools.cache
 def load(name: str) -> Any:
-    """A class of diva by its name, registered with the Auto classes as all of them are by then."""
+    """A class of diva by its name. It also registers all classes with the Auto classes."""
     register()
     return getattr(importlib.import_module(CLASSES[name]), name)
 
@@ -51,7 +51,7 @@ def register() -> None:
 
 
 class _StandIn(type):
-    """The class of a stand-in: whatever is asked of it is answered by the class whose name it has."""
+    """The metaclass of a stand-in: it passes all attributes and calls on to the real class of the same name."""
 
     def __getattr__(cls, name: str) -> Any:
         return getattr(load(cls.__name__), name)
@@ -73,7 +73,7 @@ def _place(module: ModuleType) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Calls `_place` on the modules of the Auto classes when they have been imported."""
+    """Calls `_place` on the modules of the Auto classes after their import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,9 +1,11 @@
-"""Published checkpoints: what their files hold in our terms, what does not fit, and how to write one.
+"""Published checkpoints: convert them to our layout, check that they fit, and write them.
 
-There are three forms. The authors' training code writes `query_tokens`, `projection.*` (the weight as [in, out]) and
-Whisper's decoder under `connector.`, in one file or in shards with the frozen parts. The published model class, and the
-Cantonese fork's, save the same below `connector.` or `qformer.`, the weight as [out, in], and the encoder below
-`whisper_encoder.`. The fork's training saves both as `qformer.pth` and `whisper_encoder.pth`.
+There are three layouts:
+1. The authors' training code writes `query_tokens`, `projection.*` (the weight as [in, out]) and Whisper's decoder
+   under `connector.`, in one file or in shards with the frozen parts.
+2. The published model class and the Cantonese fork's class save the same under `connector.` or `qformer.`, with the
+   weight as [out, in], and the encoder under `whisper_encoder.`.
+3. The fork's training saves both as `qformer.pth` and `whisper_encoder.pth`.
 """
 
 from collections.abc import Mapping
@@ -18,10 +20,10 @@ from ..errors import UserError
 from .configuration import AdapterConfig, DivaConfig
 
 State = dict[str, Tensor]
-# Where the Q-Former and the encoder are in a state as torch writes it.
+# Prefixes of the Q-Former and of the encoder in a state dict that torch wrote.
 QFORMERS = ("connector.", "qformer.")
 ENCODER = "whisper_encoder."
-# By width, of what the published DiVAs were made.
+# The frozen parts of the published DiVAs, by their width.
 _LLMS = {
     2048: "meta-llama/Llama-3.2-1B-Instruct",
     3072: "meta-llama/Llama-3.2-3B-Instruct",
@@ -33,11 +35,11 @@ _ENCODERS = {768: "alvanlii/whisper-small-cantonese", 1280: "openai/whisper-larg
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the files of a DiVA hold."""
+    """The contents of a DiVA's files."""
 
     config: DivaConfig
     adapter: State
-    encoder: State | None = None  # the encoder that was trained with it, where it was
+    encoder: State | None = None  # the encoder, if it was trained together with the adapter
 
 
 def is_released(state: State) -> bool:
@@ -46,9 +48,9 @@ def is_released(state: State) -> bool:
 
 
 def from_released(values: dict[str, Any], state: State, folder: Path, names: dict[str, str]) -> Checkpoint:
-    """A published config.json and weights in our terms; `names` stand for those of the frozen parts.
+    """Convert a published config.json (`values`) and weights. `names` replace the names of the frozen parts.
 
-    Raises UserError where weights are missing, and where neither `values` nor `names` say of what it was made.
+    Raises UserError if weights are missing, or if neither `values` nor `names` have the names of the frozen parts.
     """
     state, encoder = _as_the_authors(state)
     try:
@@ -78,9 +80,9 @@ def from_released(values: dict[str, Any], state: State, folder: Path, names: dic
 
 
 def _as_the_authors(state: State) -> tuple[State, State | None]:
-    """Weights as torch writes them -> as the authors' training code does, and the encoder beside them.
+    """Convert layout 2 or 3 to layout 1. Returns the weights and the encoder.
 
-    What the authors' training code writes stays as it is: there the encoder is the named one, bit for bit.
+    Weights in layout 1 are unchanged, and the encoder is None: it is exactly the one that the config names.
     """
     prefix = next((prefix for prefix in QFORMERS if f"{prefix}query_tokens" in state), None)
     if prefix is None:
@@ -97,7 +99,7 @@ def _as_the_authors(state: State) -> tuple[State, State | None]:
 
 
 def _check_named(config: DivaConfig, folder: Path, encoder_width: int, llm_width: int) -> None:
-    """Raise UserError where nobody has said of what LLM and encoder a checkpoint was made."""
+    """Raise UserError if the LLM or the encoder of a checkpoint is not named."""
     missing = []
     for part, width, known in (("llm", llm_width, _LLMS), ("encoder", encoder_width, _ENCODERS)):
         if not getattr(config, part).name:
@@ -115,7 +117,7 @@ def _check_named(config: DivaConfig, folder: Path, encoder_width: int, llm_width
 
 
 def check_fit(own: Mapping[str, Tensor], state: State, folder: Path, config: DivaConfig) -> None:
-    """Raise UserError where a checkpoint's weights have not the names and shapes of an adapter's or encoder's `own`."""
+    """Raise UserError if a checkpoint's names and shapes differ from `own`, the weights of the adapter or encoder."""
     wanted = {name: value.shape for name, value in own.items()}
     found = {name: value.shape for name, value in state.items()}
     if wanted == found:
@@ -139,16 +141,16 @@ def check_fit(own: Mapping[str, Tensor], state: State, folder: Path, config: Div
 
 
 def same_weights(own: Mapping[str, Tensor], state: State) -> bool:
-    """Whether a state has the weights of `own`, which may be held in another precision."""
+    """Whether a state has the same weights as `own`. The precision may differ."""
     return all(
         name in state and torch.equal(state[name].to(value.dtype), value.cpu()) for name, value in own.items()
     )
 
 
 def to_released(config: AdapterConfig, adapter: State, decoder: State) -> State:
-    """An adapter's weights as the published code reads them, which takes the rest of Whisper's `decoder` along.
+    """An adapter's weights in the published layout, which also contains the rest of Whisper's `decoder`.
 
-    Raises UserError for an adapter that it cannot run.
+    Raises UserError for an adapter that the published code cannot run.
     """
     if config.kind != "qformer":
         raise UserError(

@@ -1,15 +1,15 @@
 """The code that an export carries, so that it loads with `trust_remote_code` where diva is not installed.
 
-transformers takes a module and the modules beside it that it imports (`from .adapter import ...`), from one folder
-without folders in it, and refuses to load where one of them imports a package that is missing
-(`transformers.dynamic_module_utils`). So an export holds copies of these modules side by side, and none of them imports
+transformers loads a module and those that it imports from the same folder (`from .adapter import ...`). Subfolders are
+not possible. If a module imports a missing package, transformers refuses to load it
+(`transformers.dynamic_module_utils`). So an export holds copies of these modules in one folder. None of them imports
 diva, Lightning, Hydra or gguf outside a `try`.
 """
 
 import re
 from pathlib import Path
 
-# Modules of this folder, or by the way from it.
+# Modules of this folder, or paths relative to it.
 _MODULES = (
     "modeling",
     "generation",

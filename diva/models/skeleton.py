@@ -1,7 +1,7 @@
-"""A DiVA without weights: all shapes, from the configs of its parts alone.
+"""A DiVA without trained weights: its shapes come from the configs of its parts only.
 
-Inside a `FakeTensorMode` it takes no memory, whatever its size, and what is computed with it costs nothing but can
-be counted (`diva.planning.counting`); outside it has random weights, which are as fast as trained ones.
+Inside a `FakeTensorMode` it takes no memory and no compute, and its operations can be counted
+(`diva.planning.counting`). Outside it has random weights, to be timed: they are as fast as trained ones.
 """
 
 import copy
@@ -23,22 +23,22 @@ from diva.models.configuration import DivaConfig
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.parts import random_parts
 
-# The numbers of the shipped experiments' models, so that planning them needs neither weights nor a network.
+# Configs of the models in the shipped experiments. With them, planning needs neither weights nor a network.
 SHIPPED = Path(__file__).parent / "architectures"
 _HUB_TIMEOUT_SECONDS = 5.0
-_CHARACTERS_PER_TOKEN = 4  # of English, roughly: for a system prompt whose tokenizer is not at hand
+_CHARACTERS_PER_TOKEN = 4  # approximately, for English: for a system prompt without a tokenizer
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a DiVA's shapes follow from."""
+    """Everything that decides the shapes of a DiVA."""
 
     encoder: PreTrainedConfig
     llm: PreTrainedConfig
     tokenizer: Any  # the LLM's, or a stand-in whose chat template has as many tokens
 
     def with_layers(self, layers: tuple[int, int, int], vocabulary: int | None = None) -> "Architecture":
-        """The same widths at another depth of the three parts; with another vocabulary, where one is given."""
+        """The same widths with other numbers of layers in the three parts, and optionally another vocabulary."""
         encoder, llm = copy.deepcopy(self.encoder), copy.deepcopy(self.llm)
         text = llm.get_text_config()
         encoder.encoder_layers, encoder.decoder_layers, text.num_hidden_layers = layers
@@ -52,7 +52,7 @@ class Architecture:
 
     @property
     def layers(self) -> tuple[int, int, int]:
-        """Of the encoder, of Whisper's decoder, of the LLM."""
+        """Number of layers of the encoder, of Whisper's decoder, of the LLM."""
         return (
             self.encoder.encoder_layers,
             self.encoder.decoder_layers,
@@ -102,9 +102,9 @@ def _tokenizer(name: str) -> Any:
 
 
 class StandInTokenizer:
-    """Stands for a tokenizer of which nothing is known but the length of its chat template around a user turn.
+    """Replaces an unknown tokenizer. Only the length of its chat template around a user turn is known.
 
-    Only for counting: every id is 0.
+    It is only for counting: every id is 0.
     """
 
     name_or_path = "a stand-in"
@@ -119,7 +119,7 @@ class StandInTokenizer:
         return {"input_ids": [0] * len(text)}
 
     def apply_chat_template(self, chat: list[dict], **options: Any) -> str:
-        """A text that `__call__` turns into as many tokens as the chat has."""
+        """A text that `__call__` maps to as many tokens as the chat has."""
         *before, turn = (message["content"] for message in chat)
         system = math.ceil(sum(map(len, before)) / _CHARACTERS_PER_TOKEN)
         return "." * (self.prefix_tokens + system) + turn + "." * self.suffix_tokens
@@ -135,7 +135,8 @@ def assemble(
     if device is not None:
         with device:
             model = assemble(config, parts, adapter_dtype)
-        return model.to(device)  # what numpy has made, the mel filters, is still on the host
+        return model.to(device)  # the mel filters, made by numpy, are still on the host
+
     processor: Any = SimpleNamespace(tokenizer=parts.tokenizer)
     frozen = random_parts(config, parts.encoder, parts.llm, processor)
     with _default_dtype(adapter_dtype):  # fake parameters cannot be converted afterwards

@@ -1,4 +1,4 @@
-"""A run that starts from another's adapter (`model.start_from`): its weights alone, and what of them does not fit."""
+"""Start a run from the adapter of another run or model (`model.start_from`). Only its weights are used."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,16 @@ from diva.models.folders import export_folder, read
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.released import Checkpoint, same_weights
 
-_PROJECTION = {"projection.weight", "projection.bias"}  # of a Q-Former all that depends on the LLM
+_PROJECTION = {
+    "projection.weight",
+    "projection.bias",
+}  # the only weights of a Q-Former that depend on the LLM
 
 
 def read_start(config: DivaConfig) -> Checkpoint | None:
-    """The weights that `model.start_from` names (a run that has ended, an export, a hub id), where it names any.
+    """The checkpoint that `model.start_from` names (a finished run, an export, a hub id); None if it is not set.
 
-    Raises UserError for what is none of these, and for an adapter of another architecture than the config's.
+    Raises UserError for any other name, and for an adapter with another architecture than in the config.
     """
     if config.start_from is None:
         return None
@@ -39,10 +42,10 @@ def _name(folder: Path, part: str, config: DivaConfig) -> str | None:
 
 
 def start_from(model: DivaForConditionalGeneration, start: Checkpoint) -> str:
-    """Put the weights of `start` into the adapter; returns the line that says which.
+    """Copy the weights of `start` into the adapter. Returns a line for the log.
 
-    Of an adapter for an LLM of another width all but the projection, which keeps the start that it has. Raises
-    UserError for other weights that do not fit, by their name, and for an adapter that brings its own encoder.
+    If `start` was for an LLM of another width, its projection is not copied. Raises UserError for any other weight that
+    does not fit, and for an adapter that needs its own encoder.
     """
     config, own, state = model.config, model.adapter.state_dict(), start.adapter
     where, llm, encoder = f"model.start_from={config.start_from}", config.llm.name, config.encoder.name

@@ -1,1 +1,1 @@
-"""What a run needs and costs, counted before anything of it exists."""
+"""Memory and duration of a run, estimated before it starts."""

@@ -1,7 +1,8 @@
-"""How fast this machine does the very steps that a run makes, timed on shallow models with random weights.
+"""Time the training step on this machine, on shallow models with random weights.
 
-A CPU does large matrix products an order of magnitude faster than small ones, so a FLOP count and one rate say little
-about a small model. Each stage is timed with its real shapes on models of few layers, and grows with the layers.
+On a CPU the FLOP rate of large matrix products is ten times that of small ones. So FLOPs divided by one rate predict
+the time of a small model badly. Here each stage is timed with its real shapes on models of few layers. Its time is
+then extrapolated linearly to all layers.
 """
 
 import time
@@ -20,9 +21,9 @@ from diva.models.skeleton import Architecture, StandInTokenizer
 from diva.planning.counting import BASE, Batch, Figures, Work, deepen, prepare, stages_at_full_depth, step
 
 _ROUNDS = 4
-_FURTHER = 4  # layers between two models: the more, the less of a disturbance is multiplied
-ROUND_LAYERS = 2 * BASE[0] + _FURTHER  # that a round goes through
-# Embeddings are looked up in training, never multiplied, so their number does not matter to its speed.
+_FURTHER = 4  # difference in layers of the two models: a larger one reduces the effect of noise on the result
+ROUND_LAYERS = 2 * BASE[0] + _FURTHER  # layers of both models, which one round runs
+# Training only looks embeddings up. It never multiplies by them, so their number does not change its speed.
 _VOCABULARY = 1024
 _MATMUL = 2048
 _MATMUL_SECONDS = 0.7
@@ -39,14 +40,14 @@ def stage_seconds(
 ) -> Figures:
     """Seconds of each stage of a training step on one micro-batch at full depth, and of its "optimizer".
 
-    Each is the median of a few rounds: what else the machine does, it does to the run as well.
+    Each is the median of a few rounds. Other load on the machine is included, because it slows down the run as well.
     """
     config, parts = _without_words(config, parts)
     timers = []
     for layers in (BASE, deepen(_FURTHER)):
         model = prepare(config, parts.with_layers(layers, _VOCABULARY), work, device)
         timers.append(_Timer(model, batch, work, optimizer(model.adapter.parameters()), gradient_clip))
-    # In turns, so that a disturbance does not fall on one depth alone; the first round warms up.
+    # The two depths take turns, so that noise affects both. The first round is a warm-up.
     rounds = [[timer() for timer in timers] for _ in range(_ROUNDS + 1)][1:]
     base, deeper = (
         {stage: median(of[n][stage] for of in rounds) for stage in rounds[0][n]} for n in range(2)
@@ -56,7 +57,7 @@ def stage_seconds(
 
 
 def _without_words(config: DivaConfig, parts: Architecture) -> tuple[DivaConfig, Architecture]:
-    """The same with a prompt of as many tokens, all of which are in the smallest vocabulary."""
+    """The same config and parts with a small vocabulary. The prompt has as many tokens, all from that vocabulary."""
     prompt = user_turn(parts.tokenizer, config.llm.system_prompt, template_kwargs=config.llm.template_kwargs)
     tokenizer = StandInTokenizer(len(prompt.prefix_ids), len(prompt.suffix_ids))
     llm = replace(config.llm, system_prompt=None, template_kwargs={})
@@ -105,7 +106,7 @@ class _Timer:
 
 
 def matmul_tflops(dtype: torch.dtype, device: torch.device) -> float:
-    """TFLOP/s of large square matrix products, over about a second: what a large model may come near to."""
+    """TFLOP/s of large square matrix products, measured for about a second: an upper limit for large models."""
     side = _MATMUL if device.type == "cpu" else 4 * _MATMUL
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
 

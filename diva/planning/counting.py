@@ -1,13 +1,12 @@
-"""What a step computes and holds, counted without computing it.
+"""FLOPs and bytes of a step, counted without computing it.
 
-The model's own code runs on fake tensors (torch's FakeTensorMode: shapes without storage), so a change of the model
-changes the count and there are no formulas that could fall behind it. Counted are the FLOPs of matrix products,
-attention and convolutions (a multiply-add is 2), and the bytes of live tensors, as an allocator would need them that
-loses nothing between blocks.
+The model's own code runs on fake tensors (torch's FakeTensorMode: shapes without storage). There are no separate
+formulas, so a change of the model also changes the count.
+Counted FLOPs are those of matrix products, attention and convolutions; a multiply-add is 2 FLOPs.
+Counted bytes are those of live tensors, without the allocator's losses between blocks.
 
-A model is never run at its full depth: everything counted here is linear in the layers of each part, so shallow models
-tell it all (`at_full_depth`). The same steps on shallow models with real tensors tell how long they take
-(`diva.planning.calibration`).
+A model is never counted at its full depth. Every count is linear in the layers of each part, so shallow models are
+enough (`at_full_depth`). `diva.planning.calibration` times the same steps on shallow models with real tensors.
 """
 
 import weakref
@@ -46,10 +45,10 @@ from diva.training.losses import Objective
 from diva.training.step import OnStage, loss_sums, measure_sums
 
 Figures = dict[str, float]
-Layers = tuple[int, int, int]  # of encoder, Whisper's decoder, LLM
-# Not one layer, whose input or output is often a special case.
+Layers = tuple[int, int, int]  # number of layers of encoder, Whisper's decoder, LLM
+# Not one layer: the input or output of a model's only layer is often a special case.
 BASE: Layers = (2, 2, 2)
-# Which part each stage goes through: encoder, Whisper's decoder, LLM.
+# The part that each stage runs: 0 the encoder, 1 Whisper's decoder, 2 the LLM.
 _PARTS = {
     "encoder": 0,
     "adapter": 1,
@@ -66,13 +65,13 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch by its shape."""
+    """The shape of a micro-batch."""
 
     rows: int  # clips
-    samples: int  # of each padded waveform, at 16 kHz
+    samples: int  # samples of each padded waveform, at 16 kHz
     tokens: int  # transcript tokens of the longest row
-    text_width: int  # to which transcripts are padded
-    answer: int = 0  # tokens that the teacher's answer has
+    text_width: int  # tokens of each padded transcript
+    answer: int = 0  # tokens of the teacher's answer
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,10 @@ class Work:
 
     objective: Objective = field(default_factory=Objective)
     distills: bool = True
-    frames_at_hand: bool = False  # precomputed, as h_teacher below
-    teacher_at_hand: bool = False
-    accumulates: bool = True  # the gradients of earlier micro-batches are there
-    trains: bool = True  # or validates
+    frames_at_hand: bool = False  # encoder frames are cached
+    teacher_at_hand: bool = False  # h_teacher is cached
+    accumulates: bool = True  # gradients of earlier micro-batches exist
+    trains: bool = True  # False: validates
     autocast: torch.dtype | None = torch.bfloat16
     adapter_dtype: torch.dtype = torch.float32
     accelerator: str = "cpu"
@@ -98,12 +97,12 @@ def step(
     mark: OnStage,
     speech: SpeechBatch | None = None,
 ) -> None:
-    """One micro-batch through the step that trains or validates; what is in the tensors does not matter.
+    """Run the step of training or validation on one micro-batch. The values in the tensors do not matter.
 
-    `speech` is a batch of these shapes that is there already.
+    `speech` is a batch of these shapes; None: it is made here.
     """
     speech = speech or _speech(batch, model.prefix_ids.device)
-    frozen = AtHand(model, batch, work)
+    frozen = ZeroTables(model, batch, work)
     after = _after(model, batch)
     precision = torch.autocast(speech.tokens.device.type, work.autocast) if work.autocast else nullcontext()
     with precision, torch.set_grad_enabled(work.trains):
@@ -118,7 +117,7 @@ def step(
 
 
 def _speech(batch: Batch, device: torch.device) -> SpeechBatch:
-    """A batch of these shapes, each clip as long as there is room for."""
+    """A batch of these shapes without padding: each clip has the full length."""
     longest = batch.samples - int(TAIL_SECONDS * SAMPLE_RATE)
     return SpeechBatch(
         waveforms=torch.zeros(batch.rows, batch.samples, device=device),
@@ -145,8 +144,8 @@ def _after(model: DivaForConditionalGeneration, batch: Batch) -> Continuation | 
     )
 
 
-class AtHand(FrozenParts):
-    """Frozen parts whose cached outputs are made of nothing, in their shapes."""
+class ZeroTables(FrozenParts):
+    """Frozen parts with zeros in place of cached outputs; only their shapes are right."""
 
     def __init__(self, model: DivaForConditionalGeneration, batch: Batch, work: Work):
         super().__init__(model)
@@ -178,10 +177,10 @@ def _attention(query: Any, key: Any, *args: Any, **kwargs: Any) -> int:
 
 
 def _attention_backward(gradient: Any, query: Any, key: Any, *args: Any, **kwargs: Any) -> int:
-    return 5 * _attention(query, key) // 2  # four products, and the scores once more
+    return 5 * _attention(query, key) // 2  # four products, and the recomputed scores
 
 
-# torch's registry has the kernels of GPUs; attention of fake CPU tensors goes to these.
+# torch's FLOP registry has the attention kernels of GPUs. Fake CPU tensors use these kernels instead.
 _FORMULAS = flop_registry | {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
@@ -189,10 +188,10 @@ _FORMULAS = flop_registry | {
 
 
 class Tally(TorchDispatchMode):
-    """Counts FLOPs, the bytes of those tensors made inside that still live, and the most there were.
+    """Counts FLOPs, the bytes of live tensors that were made inside, and the peak of these bytes.
 
-    Code that asks a tensor of token counts for a number, to cut the padding, is told `tokens`: fake tensors hold
-    no numbers, and here all clips have as many.
+    The step reads a number of tokens from a tensor to cut the padding. Fake tensors hold no numbers, so such a read
+    returns `tokens`. Here all clips have that many tokens.
     """
 
     def __init__(self, tokens: int) -> None:
@@ -207,7 +206,7 @@ class Tally(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             return self.tokens
         if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
-            # Asked for twice an operation; by its own way it takes most of the time.
+            # Called twice per operation. Answered here, because the normal dispatch takes most of the counting time.
             return args[0].fake_device
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
@@ -240,25 +239,25 @@ def count_flops(config: DivaConfig, parts: Architecture, batch: Batch, work: Wor
 
 
 def count_bytes(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> Figures:
-    """The most that the tensors which a step makes take in each of its stages.
+    """Peak bytes of the tensors that a step makes, for each of its stages.
 
-    Not its weights, and where it accumulates not the gradients. "end" is what it leaves: the gradients that it is
-    the first to make.
+    Weights are not included. Gradients are not included if the step accumulates into existing ones.
+    "end" is the size of what remains after the step: the gradients, if it is the first micro-batch.
     """
     with fake_tensors(), attention_on(work.accelerator):
         return at_full_depth(lambda m: _count(config, parts.with_layers(m), batch, work)[1], parts.layers)
 
 
 def bound_bytes(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> float:
-    """No less than all that a device holds in a step, weights and AdamW's state too; counted in a part of the time.
+    """An upper bound of all bytes on a device in a step, including weights and AdamW's state.
 
-    As if all of it grew with the layers of the deepest part.
+    It is faster to compute than `count_bytes`. It assumes that all bytes grow with the layers of the deepest part.
     """
     with fake_tensors(), attention_on(work.accelerator):
         model = prepare(config, parts.with_layers(BASE), work)
         held = max(_tally(model, batch, work)[1].values())
         weights, adapter = (sum(p.nbytes for p in m.parameters()) for m in (model, model.adapter))
-    # Beside the weights: gradients, their buckets under DDP, and two moments.
+    # In addition to the weights: gradients, their buckets under DDP, and AdamW's two moments.
     return max(1.0, max(parts.layers) / min(BASE)) * (weights + 4 * adapter + held)
 
 
@@ -267,7 +266,7 @@ def _count(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) ->
 
 
 def _tally(model: DivaForConditionalGeneration, batch: Batch, work: Work) -> tuple[Figures, Figures]:
-    """FLOPs of each stage, and the most bytes that what it makes takes."""
+    """FLOPs of each stage, and the peak bytes of the tensors that it makes."""
     if work.trains and work.accumulates:
         for parameter in model.adapter.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -275,7 +274,7 @@ def _tally(model: DivaForConditionalGeneration, batch: Batch, work: Work) -> tup
     held: Figures = {}
     speech = _speech(
         batch, model.prefix_ids.device
-    )  # counted apart, as what a device holds of a step's clips
+    )  # outside the tally: `diva.planning.memory` counts the waveforms of a step separately
     with Tally(batch.tokens) as tally:
 
         def mark(stage: str) -> None:
@@ -291,7 +290,7 @@ def _tally(model: DivaForConditionalGeneration, batch: Batch, work: Work) -> tup
 def prepare(
     config: DivaConfig, parts: Architecture, work: Work, device: torch.device | None = None
 ) -> DivaForConditionalGeneration:
-    """A model as it is when its first step has begun, with random weights that were made on `device`."""
+    """A model in its state during the first step, with random weights that are made on `device`."""
     model = assemble(config, parts, work.adapter_dtype, device)
     fill_prefix_cache(model)
     if work.recomputes:
@@ -300,7 +299,7 @@ def prepare(
 
 
 def fill_prefix_cache(model: DivaForConditionalGeneration) -> None:
-    """What the first step of a run does once."""
+    """Compute the keys and values of the prefix, as the first step of a run does once."""
     width = model.llm.config.get_text_config().hidden_size
     model.student_states(torch.zeros(1, 1, width, device=model.prefix_ids.device))
 
@@ -313,15 +312,15 @@ def fake_tensors() -> Iterator[None]:
             yield
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
         raise UserError(
-            f"what this model computes depends on more than shapes, so it cannot be counted: {error}"
+            f"this model's operations depend on values, not only on shapes, so it cannot be counted: {error}"
         ) from error
 
 
 @contextmanager
 def attention_on(accelerator: str) -> Iterator[None]:
-    """Let the adapter's attention be the one of an accelerator, though fake tensors say that they are on the CPU.
+    """Use the attention kernels of an accelerator in the adapter, although the fake tensors are on the CPU.
 
-    Fake tensors of another device need that device for their backward pass.
+    They cannot be on the accelerator: the backward pass of fake tensors needs a real device.
     """
 
     def fused(module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -337,14 +336,16 @@ def attention_on(accelerator: str) -> Iterator[None]:
 
 
 def deepen(further: int, part: int | None = None) -> Layers:
-    """`BASE` with so many further layers in one part, or in all three."""
+    """`BASE` with `further` more layers in one part, or in all three (None)."""
     encoder, decoder, llm = (depth + further * (part in (None, number)) for number, depth in enumerate(BASE))
     return encoder, decoder, llm
 
 
 def stages_at_full_depth(base: Figures, deeper: Figures, further: int, layers: Layers) -> Figures:
-    """Figures by stage of a model with so many layers, from those of `BASE` and of one with `further` layers in
-    each part. A stage grows with the layers of the one part that it goes through.
+    """Extrapolate values by stage to a model of `layers`.
+
+    `base` are the values of a model of depth `BASE`, `deeper` those with `further` more layers in each part.
+    The value of a stage is linear in the layers of the part that it runs.
     """
     return {
         stage: value + (layers[_PARTS[stage]] - BASE[_PARTS[stage]]) * (deeper[stage] - value) / further
@@ -353,16 +354,17 @@ def stages_at_full_depth(base: Figures, deeper: Figures, further: int, layers: L
 
 
 def of_layers(figures: Figures, some: int, layers: Layers) -> Figures:
-    """Figures by stage of `some` layers of each part, about, from those of a model with so many layers."""
+    """Approximate values by stage of `some` layers of each part, from those of a model of `layers`."""
     return {stage: value * some / layers[_PARTS[stage]] for stage, value in figures.items()}
 
 
 def at_full_depth(
     measure: Callable[[Layers], Figures], layers: Layers, deepened: Sequence[int] = (1, 2)
 ) -> Figures:
-    """Figures of a model with so many layers, from those that `measure` finds in shallow ones.
+    """Extrapolate the values that `measure` finds in shallow models to a model of `layers`.
 
-    `deepened` are the parts on whose depth they depend: the encoder, frozen, leaves nothing behind in memory.
+    `deepened` are the parts whose depth changes the values. The encoder is not among them by default: it is frozen, so
+    its layers store no activations.
     """
     base = measure(BASE)
     figures = dict(base)

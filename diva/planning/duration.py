@@ -1,4 +1,4 @@
-"""How long a run takes: FLOPs over a rate, or stages timed on this machine (`diva.planning.calibration`)."""
+"""Duration of a run: FLOPs divided by a rate, or stages timed on this machine (`diva.planning.calibration`)."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,14 +13,14 @@ from diva.planning.counting import Batch, Figures, Work, count_flops, of_layers
 from diva.planning.lengths import clip_lengths
 from diva.planning.run import Run
 
-# Of a device's peak, where neither it nor a measurement is at hand. Published trainings of large models reach 0.3
-# to 0.5.
+# Fraction of a device's peak that is used, if this machine lacks the device and the user gives no value.
+# Published trainings of large models reach 0.3 to 0.5.
 _ASSUMED_MFU = 0.4
-# A model whose few layers would take longer than this to time is made of large matrix products anyway.
+# If timing a few layers takes longer than this, the matrix products are large. Then FLOPs over a rate are enough.
 _CALIBRATION_SECONDS = 3.0
-# Common Voice 17 English, dev split, about.
+# Approximate number of clips in the dev split of Common Voice 17 English.
 _DEV_CLIPS = 16_400
-_HEARING = ("encoder",)
+_ENCODER = ("encoder",)
 _ADAPTER = ("adapter", "alignment", "adapter, backward")
 _STUDENT = ("student", "distance", "student, backward")
 _TEACHER = ("teacher",)
@@ -28,7 +28,7 @@ _TEACHER = ("teacher",)
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a run: what it costs over all devices, and how long it takes."""
+    """A phase of a run: its FLOPs over all devices and its duration."""
 
     name: str
     steps: int
@@ -48,12 +48,12 @@ class Timing:
     def batch(self) -> Batch:
         run = self.run
         batch = run.batch(run.micro_batch, run.lengths.mean_padded_samples(run.config.data.num_buckets))
-        # The table reads transcripts of like length together; a step's are padded to the virtual tokens.
+        # The table batches transcripts of similar length. A step pads transcripts to the number of virtual tokens.
         return replace(batch, text_width=batch.tokens) if run.work.teacher_at_hand else batch
 
     @cached_property
     def everything(self) -> Work:
-        """A step that computes all there is: which of it a phase does is chosen by stage."""
+        """A step with all stages. Each phase then uses the costs of its own stages."""
         return replace(
             self.run.work,
             objective=replace(self.run.objective, align_weight=1.0),
@@ -72,7 +72,7 @@ class Timing:
 
     @cached_property
     def seconds_per_clip(self) -> Figures:
-        """Of each stage, on one device; and of "optimizer", a step."""
+        """Seconds per clip of each stage on one device, and seconds per step of "optimizer"."""
         run, plan = self.run, self.run.config.plan
         if plan.mfu is not None and not 0 < plan.mfu <= 1:
             raise UserError(f"plan.mfu={plan.mfu} must be above 0 and at most 1")
@@ -98,7 +98,7 @@ class Timing:
         return {s: v if s == "optimizer" else v / self.batch.rows for s, v in seconds.items()}
 
     def _quick(self, tflops: float) -> bool:
-        """Whether a few layers of each part can be timed within seconds."""
+        """Whether timing a few layers of each part takes only seconds."""
         flops = sum(of_layers(self.flops_per_clip, ROUND_LAYERS, self.run.parts.layers).values())
         flops *= self.batch.rows
         return flops / (tflops * 1e12 * _ASSUMED_MFU) < _CALIBRATION_SECONDS
@@ -114,39 +114,39 @@ class Timing:
     # ---- phases
 
     def phases(self) -> list[Phase]:
-        """What is done once, the steps by objective, and validation."""
+        """The phases of the run: tables computed once, training steps by objective, validation."""
         run, config = self.run, self.run.config
-        kept, table = run.work.frames_at_hand, run.work.teacher_at_hand
+        frames_cached, table = run.work.frames_at_hand, run.work.teacher_at_hand
         found = []
-        if kept:
-            found.append(self._forward("encoder frames, once", run.lengths.clips, _HEARING, 1))
+        if frames_cached:
+            found.append(self._forward("encoder frames, once", run.lengths.clips, _ENCODER, 1))
         variants = max(1, len(run.objective.instructions)) * run.answers.samples
         on_policy = run.objective.on_policy
         if run.objective.answer_tokens and on_policy < 1:
-            # As if each transcript were another one. A token at a time is slower than these FLOPs say.
+            # Assumes that all transcripts differ. Generating one token at a time is slower than these FLOPs suggest.
             found.append(self._forward("teacher's answers, once", run.lengths.clips * variants, _TEACHER, 1))
         if table:
             found.append(self._forward("teacher states, once", run.lengths.clips * variants, _TEACHER, 1))
         aligned = config.max_steps
         if run.objective.distill_weight > 0:
             aligned = min(run.objective.distill_from_step, config.max_steps)
-        hears = (() if kept else _HEARING) + _ADAPTER
+        stages_of_speech = (() if frames_cached else _ENCODER) + _ADAPTER
         if aligned:
-            found.append(self._training("alignment", aligned, dict.fromkeys(hears, 1.0)))
+            found.append(self._training("alignment", aligned, dict.fromkeys(stages_of_speech, 1.0)))
         if config.max_steps > aligned:
-            often = dict.fromkeys(hears + _STUDENT + _TEACHER, 1.0)
+            often = dict.fromkeys(stages_of_speech + _STUDENT + _TEACHER, 1.0)
             often["teacher"] = on_policy if table else 1.0
-            often["student"] += on_policy  # it answers first
+            often["student"] += on_policy  # the student generates its answer first
             found.append(self._training("distillation", config.max_steps - aligned, often))
         passes = -(-config.max_steps // config.val_every)
         clips = passes * sum(self._val_clips(split) for split in config.data.val_splits.values())
         if clips:
-            stages = (*hears[:-1], "student") + (() if table else _TEACHER)
+            stages = (*stages_of_speech[:-1], "student") + (() if table else _TEACHER)
             found.append(self._forward("validation", clips, stages, run.world))
         return found
 
     def _val_clips(self, split: str) -> int:
-        """Clips of a split to validate on, as many as the corpus has where it is at hand."""
+        """Number of validation clips of a split: read from the corpus if it is on this machine, otherwise assumed."""
         data, plan = self.run.config.data, self.run.config.plan
         wanted = OmegaConf.merge(data, {"train_split": split, "max_train_clips": data.max_val_clips})
         found = clip_lengths(wanted, plan.median_seconds)
@@ -158,7 +158,7 @@ class Timing:
         return _DEV_CLIPS
 
     def _training(self, name: str, steps: int, often: dict[str, float]) -> Phase:
-        """A phase of so many steps, each of which does each stage so `often`."""
+        """A phase of training steps. `often` is how many times a step runs each stage."""
         clips = steps * self.run.config.data.batch_size
         seconds = sum(times * self.seconds_per_clip[stage] for stage, times in often.items()) * self.run.rows
         seconds = steps * (seconds + self.seconds_per_clip["optimizer"])

@@ -1,4 +1,7 @@
-"""How long the clips of a corpus are: read where it is at hand, assumed where it is not. Nothing is made for it."""
+"""Lengths of the clips of a corpus: read if the corpus is on this machine, otherwise assumed.
+
+Reading them neither makes nor downloads a corpus.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -17,23 +20,23 @@ from diva.data.corpora.spoken.corpus import SpokenMini
 from diva.data.manifest import Corpus, Manifest, StoredAudio
 from diva.errors import AudioFault, UserError
 
-_CHARACTERS_PER_TOKEN = 4  # of English
-_TOKENS_PER_SECOND = 3.5  # of read English: 2.5 words
-# Common Voice 17 English, training split; the spread is that of the logarithm of the seconds.
+_CHARACTERS_PER_TOKEN = 4  # for English
+_TOKENS_PER_SECOND = 3.5  # for read English: 2.5 words per second
+# Common Voice 17 English, training split. The spread is the standard deviation of the logarithm of the seconds.
 COMMON_VOICE = {"clips": 1_100_000, "median_seconds": 5.0, "spread": 0.35}
 _SPOKEN_MINI = {"clips": 5_220, "median_seconds": 2.2, "spread": 0.21}
 _QUANTILES = 2_000
-_HEADERS = 200  # clips whose headers are read where a corpus does not list durations
+_HEADERS = 200  # number of headers to read if a corpus does not list durations
 
 
 @dataclass(frozen=True)
 class ClipLengths:
-    """The clips of a training split, by what costs."""
+    """The lengths of the clips of a training split, which decide the cost of a run."""
 
-    seconds: np.ndarray  # of clips that stand for all
+    seconds: np.ndarray  # durations of a sample of the clips
     clips: int
-    mean_tokens: float  # of a transcript
-    origin: str  # what this rests on, for the eye
+    mean_tokens: float  # per transcript
+    origin: str  # where the lengths come from, for the output of `diva.plan`
 
     @property
     def longest_seconds(self) -> float:
@@ -41,24 +44,24 @@ class ClipLengths:
 
     @property
     def mean_frames(self) -> float:
-        """Encoder frames that speak for a clip."""
+        """Mean number of encoder frames of a clip, without padding."""
         samples = torch.from_numpy(self.seconds * SAMPLE_RATE).long()
         return float(valid_frames(samples).double().mean())
 
     def mean_padded_samples(self, num_buckets: int) -> int:
-        """Samples of a waveform that is padded to its bucket, over the clips."""
+        """Mean number of samples of a waveform that is padded to its bucket."""
         edges = bucket_edges(self.seconds, num_buckets)
         shapes = np.array([padded_samples(edge) for edge in edges])
         return round(float(shapes[assign_buckets(self.seconds, edges)].mean()))
 
     def tokens(self, seconds: float) -> int:
-        """Transcript tokens of a clip of so many seconds, at the corpus's rate of speech."""
+        """Transcript tokens of a clip of `seconds`, at the corpus's mean rate of tokens per second."""
         return max(1, math.ceil(self.mean_tokens * seconds / float(self.seconds.mean())))
 
 
 def clip_lengths(data: Any, median_seconds: float | None = None) -> ClipLengths:
-    """The training clips of a data config; `median_seconds` replaces those of the corpus."""
-    corpus = None if median_seconds else _at_hand(data)
+    """The lengths of the training clips of a data config. `median_seconds` replaces the lengths of the corpus."""
+    corpus = None if median_seconds else _present_corpus(data)
     if corpus is None:
         return _assumed(data, median_seconds)
     found = lengths_of(corpus.manifest(data.train_split))
@@ -66,7 +69,7 @@ def clip_lengths(data: Any, median_seconds: float | None = None) -> ClipLengths:
 
 
 def lengths_of(manifest: Manifest) -> ClipLengths:
-    """Those of a manifest; where the corpus does not list them, a sample of the headers is read."""
+    """The lengths of a manifest's clips. If the corpus does not list them, a sample of the headers is read."""
     seconds = manifest.durations.astype(np.float64)
     unknown = np.flatnonzero(np.isnan(seconds))
     if len(unknown):
@@ -80,8 +83,8 @@ def lengths_of(manifest: Manifest) -> ClipLengths:
     return ClipLengths(seconds, len(manifest), characters / _CHARACTERS_PER_TOKEN, origin)
 
 
-def _at_hand(data: Any) -> Corpus | None:
-    """The corpus of a data config if reading it neither makes nor downloads it."""
+def _present_corpus(data: Any) -> Corpus | None:
+    """The corpus of a data config; None if reading it would make or download it."""
     from diva.config import make
 
     if data.root is None or not Path(str(data.root)).expanduser().exists():
@@ -89,7 +92,7 @@ def _at_hand(data: Any) -> Corpus | None:
     corpus = make(data.corpus)
     if not isinstance(corpus, SpokenMini):
         return corpus
-    # Its own manifest would speak what is missing.
+    # The manifest of the spoken corpus would synthesize missing clips.
     return CommonVoice(corpus.release) if (corpus.release / "complete").is_file() else None
 
 

@@ -1,4 +1,4 @@
-"""What a run needs in memory, before anything of it exists; and the refusal of a run that cannot have it."""
+"""Memory that a run needs, estimated before it starts, and the error for a run that cannot fit."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -13,17 +13,17 @@ from diva.planning.lengths import lengths_of
 from diva.planning.run import Run
 from diva.training.distributed.devices import is_ddp, is_sharded, resident_bytes
 
-# A counted peak may be above the true one where a kernel holds less than torch's own description of it.
+# The counted peak can be above the real one: some kernels hold less than torch's description of them says.
 _CERTAIN = 0.75
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one device at the peak of a run, by what takes them, and of one machine's own memory."""
+    """Bytes of one device at the peak of a run, and bytes of one machine's memory, by what takes them."""
 
     device: dict[str, int]
     host: dict[str, int]
-    stages: dict[str, int]  # of each stage, on top of what stays; gradients are among it
+    stages: dict[str, int]  # additional bytes of each stage, gradients included
     peak_stage: str
 
     @property
@@ -36,13 +36,13 @@ class Memory:
 
 
 def memory_of(run: Run) -> Memory:
-    """What a run needs at its peak, counted on its longest batches."""
+    """The memory of a run at its peak, counted on its longest batches."""
     lines = resident(run)
     gradients = lines["gradients"]
     training = run.training_bytes
     if run.work.accumulates:
         training = {stage: value + gradients for stage, value in training.items()}
-    # The gradients of the last step are there until the next one begins.
+    # The gradients of the last step stay in memory until the next step begins.
     validation = {f"validation: {k}": v + gradients for k, v in run.validation_bytes.items()}
     stages = {stage: round(value) for stage, value in (training | validation).items()}
     peak = max(stages, key=lambda stage: stages[stage])
@@ -61,7 +61,7 @@ def resident(run: Run) -> dict[str, int]:
     """Bytes that one device holds between two micro-batches, by what takes them."""
     weights = run.weights
     shards = run.world if is_sharded(run.config.hardware.strategy) else 1
-    # As diva.training.distributed.fsdp shares out: layers, and the whole adapter; embeddings and norms stay whole.
+    # As in diva.training.distributed.fsdp: layers and the whole adapter are sharded; embeddings and norms are not.
     kept = 1 - 1 / shards
     lines = {
         "encoder, frozen": round(weights.encoder - kept * weights.encoder_layers),
@@ -72,7 +72,9 @@ def resident(run: Run) -> dict[str, int]:
         "prefix keys and values": weights.prefix_cache,
     }
     if shards > 1:
-        lines["gathered layers"] = 2 * weights.llm_layers // run.parts.layers[2]  # one in use, one on its way
+        lines["gathered layers"] = (
+            2 * weights.llm_layers // run.parts.layers[2]
+        )  # one in use, one being prefetched
     elif is_ddp(run.config.hardware.strategy) and run.world > 1:
         lines["gradient buckets of DDP"] = weights.adapter
     if run.device.accelerator == "cpu":
@@ -81,13 +83,16 @@ def resident(run: Run) -> dict[str, int]:
 
 
 def _tables(run: Run) -> dict[str, int]:
-    """Files that are mapped into memory, as far as a run has looked at them: in an epoch, at all of them."""
+    """Bytes of the cached tables. They are mapped into memory, and an epoch reads all of them."""
     lines = {"teacher table": run.teacher_bytes} if run.work.teacher_at_hand else {}
     return lines | ({"frames table": run.frames_bytes} if run.caches_frames else {})
 
 
 def _host(run: Run, lines: dict[str, int]) -> dict[str, int]:
-    """Of one machine; where it is the device, that of all its processes, else of loading, before weights move."""
+    """Bytes of one machine's memory, over all its processes.
+
+    On a CPU that is the memory of the run. On other devices it is that of loading, before weights move to the device.
+    """
     processes = f", {run.per_node} processes" if run.per_node > 1 else ""
     if run.device.accelerator == "cpu":
         return {f"{name}{processes}": size * run.per_node for name, size in lines.items()}
@@ -103,7 +108,7 @@ def _host(run: Run, lines: dict[str, int]) -> dict[str, int]:
 
 
 def largest_micro_batch(run: Run) -> int | None:
-    """The most clips that fit through one device at a time in training; 0: not one; None: its memory is not known."""
+    """The largest micro-batch of training that fits on one device; 0: none fits; None: the memory is unknown."""
     if run.room is None:
         return None
     lines = resident(run)
@@ -111,13 +116,13 @@ def largest_micro_batch(run: Run) -> int | None:
     free = run.room - sum(lines.values()) + gradients - _beside(run)
     held = _autocast_copies(run)
     each = (max(run.training_bytes.values()) - held) / run.micro_batch
-    if (free - held) / each >= run.rows:  # and no gradients are there when the only micro-batch begins
+    if (free - held) / each >= run.rows:  # a single micro-batch starts without gradients in memory
         return run.rows
     return max(0, int((free - gradients - held) / each))
 
 
 def largest_val_batch(run: Run) -> int | None:
-    """The most clips that fit through one device at a time in validation; 0 and None as in training."""
+    """The largest batch of validation that fits on one device; 0: none fits; None: the memory is unknown."""
     if run.room is None:
         return None
     free = run.room - sum(resident(run).values()) - _beside(run)
@@ -125,9 +130,10 @@ def largest_val_batch(run: Run) -> int | None:
 
 
 def _val_rows_within(free: float, run: Run, batch: Batch, counted: Figures) -> int:
-    """How many clips like those of a batch can be validated in so many bytes, from what is counted for that one.
+    """The number of clips of this batch's shape that can be validated in `free` bytes.
 
-    On a line between one clip and the batch, which is at most a little above the truth.
+    `counted` are the bytes of each stage for `batch`. The result is interpolated linearly between one clip and the
+    batch. It is at most slightly too high.
     """
     one = run.count_validation(replace(batch, rows=1))
     if max(one.values()) > free:
@@ -140,10 +146,10 @@ def _val_rows_within(free: float, run: Run, batch: Batch, counted: Figures) -> i
 
 
 def check_memory(config: DictConfig, train: Manifest, val: Collection[Manifest] = ()) -> None:
-    """Raise UserError, with what would fit, for a run on these clips that cannot fit into its devices' memory.
+    """Raise UserError for a run on these clips that cannot fit into its devices' memory. The error says what would fit.
 
-    Refuses only what is certain: where the memory is known (found, or given as plan.device_memory_gb), and is less
-    than the weights, which are all there at once, with three quarters of the activations counted.
+    Only certain cases raise: the memory must be known (found, or given as plan.device_memory_gb), and must be less than
+    the weights plus three quarters of the counted activations.
     """
     try:
         run = Run(config, lengths_of(train))
@@ -151,13 +157,13 @@ def check_memory(config: DictConfig, train: Manifest, val: Collection[Manifest] 
             return
         refusal = _training_refusal(run, run.room) or _validation_refusal(run, run.room, val)
     except UserError:
-        return  # a model that cannot be counted may still run; one that cannot be found is named when it is loaded
+        return  # a model that cannot be counted may still run; a model that cannot be found raises when it is loaded
     if refusal:
         raise UserError(refusal)
 
 
 def _fits_easily(run: Run, room: int, batch: Batch, work: Work) -> bool:
-    """Whether that can be told in a part of the time that counting takes."""
+    """Whether a fast upper bound already shows that the batch fits."""
     return resident_bytes() + bound_bytes(run.model, run.parts, batch, work) <= room
 
 
@@ -166,7 +172,7 @@ def _training_refusal(run: Run, room: int) -> str | None:
         return None
     lines = resident(run)
     if not run.work.accumulates:
-        del lines["gradients"]  # made while activations go
+        del lines["gradients"]  # they are made while activations are freed
     stays, peak = sum(lines.values()), max(run.training_bytes.values())
     if stays + _CERTAIN * peak <= room:
         return None
@@ -184,7 +190,7 @@ def _validation_refusal(run: Run, room: int, val: Collection[Manifest]) -> str |
     if batch is None or _fits_easily(run, room, batch, run.val_work):
         return None
     counted = run.count_validation(batch)
-    # The gradients of the last step are there until the next one begins.
+    # The gradients of the last step stay in memory until the next step begins.
     stays, peak = sum(resident(run).values()), max(counted.values())
     if stays + _CERTAIN * peak <= room:
         return None
@@ -193,18 +199,21 @@ def _validation_refusal(run: Run, room: int, val: Collection[Manifest]) -> str |
 
 
 def _refusal(what: str, run: Run, stays: float, peak: float, room: int, key: str, fits: int) -> str:
-    needs = f"{(stays + peak) / 1e9:.1f} GB on each device ({stays / 1e9:.1f} GB stay, {peak / 1e9:.1f} GB come and go)"
-    said = f"{what} needs {needs}, and each has {room / 1e9:.1f} GB ({run.device.origin}); "
+    needs = (
+        f"{(stays + peak) / 1e9:.1f} GB on each device ({stays / 1e9:.1f} GB for the whole run,"
+        f" {peak / 1e9:.1f} GB temporarily)"
+    )
+    message = f"{what} needs {needs}, and each has {room / 1e9:.1f} GB ({run.device.origin}); "
     if fits >= 1:
-        return said + f"{key}={fits} would fit"
-    return said + (
-        f"not even {key}=1 would fit: share out the weights (a hardware config with fsdp), or take a smaller model or a"
+        return message + f"{key}={fits} would fit"
+    return message + (
+        f"not even {key}=1 would fit: shard the weights (a hardware config with fsdp), or choose a smaller model or a"
         " larger device; python -m diva.plan says what each needs"
     )
 
 
 def _beside(run: Run) -> int:
-    """Bytes that a device holds beside what is resident, and what comes and goes."""
+    """Bytes of a device outside `resident` and the step's tensors: the batch and, on a CPU, the cached tables."""
     tables = sum(_tables(run).values()) if run.device.accelerator == "cpu" else 0
     return _batch_bytes(run) + tables
 
@@ -214,5 +223,5 @@ def _batch_bytes(run: Run) -> int:
 
 
 def _autocast_copies(run: Run) -> int:
-    """Bytes of the adapter's weights in the precision of the products, which no micro-batch makes fewer."""
+    """Bytes of autocast's copies of the adapter's weights. They do not depend on the micro-batch."""
     return run.weights.adapter // 2 if run.work.autocast else 0

@@ -1,4 +1,4 @@
-"""A training run by its config, before anything of it exists: its parts, its devices, the shapes of its batches."""
+"""A planned training run, read from its config: its parts, its devices, the shapes of its batches."""
 
 import math
 from dataclasses import dataclass, replace
@@ -32,13 +32,13 @@ from diva.training.distributed.devices import Device, devices_per_node, find_dev
 from diva.training.frozen import Precompute, frames_bytes
 from diva.training.losses import Objective
 
-# Lightning's precisions in which the adapter's weights themselves are not float32.
+# Lightning's precisions in which the adapter's weights are not float32.
 _TRUE = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of what stays in memory for the whole run, on one device that shards nothing."""
+    """Bytes of the weights, which are in memory for the whole run, on one device without sharding."""
 
     encoder: int
     llm: int
@@ -51,7 +51,7 @@ class Weights:
 
 
 class Run:
-    """A training run by its config: its parts, its devices, the shapes of its batches."""
+    """A planned training run: its parts, its devices, the shapes of its batches. Nothing is loaded."""
 
     def __init__(self, config: DictConfig, lengths: ClipLengths | None = None):
         self.config = config
@@ -78,7 +78,7 @@ class Run:
 
     @property
     def assumptions(self) -> list[str]:
-        """What is not in the config and not found here."""
+        """Assumptions: values that are neither in the config nor found on this machine."""
         return [line for line in (self.assumed_devices, self.lengths.origin) if line]
 
     # ---- shapes
@@ -97,9 +97,9 @@ class Run:
         return padded_samples(math.ceil(self.lengths.longest_seconds * 10) / 10)
 
     def batch(self, rows: int, samples: int, answer: int | None = None) -> Batch:
-        """A micro-batch whose transcripts are as long as so many samples of speech.
+        """The shape of a micro-batch; its transcripts have the tokens of `samples` samples of speech.
 
-        Answers are as long as they may be (`answer`; None: in training): how soon they end is not known before.
+        Answers have the largest length, `answer` tokens (None: that of training). Their real length is not known yet.
         """
         width = self.model.adapter.num_virtual_tokens
         tokens = min(width, self.lengths.tokens(samples / SAMPLE_RATE))
@@ -107,7 +107,7 @@ class Run:
 
     @cached_property
     def work(self) -> Work:
-        """What a step does once everything in the objective has begun."""
+        """What a step computes after `distill_from_step`, when all losses are used."""
         distilled = self.objective.distilled_steps(self.config.max_steps)
         precision = str(self.config.hardware.precision)
         return Work(
@@ -127,7 +127,7 @@ class Run:
 
     @cached_property
     def training_bytes(self) -> Figures:
-        """Of the stages of a training step on one micro-batch of the longest clips."""
+        """Peak bytes of each stage of a training step on one micro-batch of the longest clips."""
         return count_bytes(
             self.model, self.parts, self.batch(self.micro_batch, self.longest_samples), self.work
         )
@@ -144,7 +144,7 @@ class Run:
 
     @cached_property
     def validation_bytes(self) -> Figures:
-        """Of the stages of validation on one batch of clips as long as the longest to train on."""
+        """Peak bytes of each stage of validation on one batch. Its clips are as long as the longest training clip."""
         return self.count_validation(self.val_batch(self.val_rows, self.longest_samples))
 
     def val_batch(self, rows: int, samples: int) -> Batch:
@@ -155,15 +155,15 @@ class Run:
 
     @property
     def room(self) -> int | None:
-        """Bytes of a device's memory for each process; None: not known."""
+        """Bytes of device memory per process; None: unknown."""
         processes = self.per_node if self.device.accelerator == "cpu" else 1
         return None if self.device.memory is None else self.device.memory // processes
 
-    # ---- what is kept on disk and in memory between steps
+    # ---- cached tables and weights
 
     @property
     def frames_bytes(self) -> int:
-        """Of the encoder's frames of all training clips."""
+        """Bytes of the encoder frames of all training clips."""
         dtype = getattr(torch, self.model.frozen_dtype)
         sample = frames_bytes(self.lengths.seconds, self.parts.encoder.d_model, dtype)
         return round(sample / len(self.lengths.seconds) * self.lengths.clips)
@@ -184,7 +184,7 @@ class Run:
 
     @property
     def teacher_bytes(self) -> int:
-        """Of the teacher's states, if no two clips have one transcript and all answers are as long as they may be."""
+        """Largest possible bytes of the teacher states: all transcripts differ and all answers have full length."""
         variants = max(1, len(self.objective.instructions)) * self.answers.samples
         states = self.lengths.clips * variants * (self.objective.answer_tokens + 1)
         return states * self.parts.llm.get_text_config().hidden_size * self.frozen_bytes
@@ -195,7 +195,8 @@ class Run:
 
     @cached_property
     def weights(self) -> Weights:
-        _ = self.work  # it reads lengths from tensors, and fake ones hold none
+        _ = self.work  # compute it first: it reads values from tensors, which fake tensors do not hold
+
         with fake_tensors():
             figures = at_full_depth(
                 lambda layers: self._weights(self.parts.with_layers(layers)), self.parts.layers, (0, 1, 2)

@@ -1,1 +1,1 @@
-"""The step, its losses, what surrounds it and what a run leaves behind."""
+"""The training step, its losses, the Lightning module and callbacks, and the files that a run writes."""

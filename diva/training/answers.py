@@ -1,7 +1,6 @@
-"""What the LLM answers, which student and teacher both read on: the teacher's answers, made once, or the student's own.
+"""The LLM's answers, which student and teacher both read after the user's turn.
 
-The teacher answers each distinct transcript once. Answers are written to the cache as they come, a line for each group
-of transcripts. Where that is interrupted, the next process goes on behind the last whole line.
+They are the teacher's answers (generated once and cached) or the student's own (`diva.training.on_policy`).
 """
 
 from collections.abc import Sequence
@@ -20,18 +19,19 @@ T = TypeVar("T")
 
 
 class Answer(NamedTuple):
-    """The first tokens of an answer, without its end."""
+    """The first tokens of an answer, without the token that ends it."""
 
     ids: list[int]
-    ended: bool  # behind them, or it was cut there
+    ended: bool  # True: the answer ends after them; False: it was cut there
 
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """How the teacher answers: greedily at temperature 0, else `samples` answers to each transcript.
+    """How the teacher answers: greedily at temperature 0, otherwise with `samples` sampled answers to each transcript.
 
-    Validation compares the first `val_tokens` tokens of greedy answers; with 0 the first token alone. With `endpoint` a
-    server answers that has the same LLM, under the name `model` (`diva.training.answer_server`).
+    Validation compares the first `val_tokens` tokens of greedy answers. With `val_tokens=0` it compares only the first
+    token. With `endpoint` a server answers that has the same LLM, under the name `model`
+    (`diva.training.answer_server`).
     """
 
     temperature: float = 0.0
@@ -53,14 +53,14 @@ class AnswerSettings:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What each of B rows goes on with after the speech or its transcript: the end of the user's turn, an answer."""
+    """The tokens after the speech (or its transcript) in each of B rows: the suffix of the turn, then an answer."""
 
     ids: Tensor  # [B, C] int64, zero-padded
-    at: Tensor  # [B, P] int64, where in `ids` a token of the answer is decided; the last is repeated
-    answer: Tensor  # [B] int64, tokens of each answer, P - 1 at most
-    ended: Tensor  # [B] bool, whether the answer's end is decided behind its last token
-    suffixes: list[list[int]]  # [B] the end of each row's turn, which `ids` begins with
-    rows: list[int] | None = None  # [B] of the table that the answers are from
+    at: Tensor  # [B, P] int64, positions in `ids` that predict a token of the answer; padded by repeating the last
+    answer: Tensor  # [B] int64, number of tokens of each answer, at most P - 1
+    ended: Tensor  # [B] bool, whether the position after the answer's last token predicts its end
+    suffixes: list[list[int]]  # [B] the suffix of each row's turn; `ids` begins with it
+    rows: list[int] | None = None  # [B] rows of the answer table; None: the answers are not from a table
 
     @classmethod
     def of(
@@ -70,7 +70,7 @@ class Continuation:
         rows: list[int] | None = None,
         width: int = 0,
     ) -> "Continuation":
-        """Rows with these suffixes and answers, padded for answers of at least `width` tokens."""
+        """Rows with these suffixes and answers, padded to answers of at least `width` tokens."""
         counts = torch.tensor([len(answer.ids) for answer in answers])
         width = max(width, int(counts.max()))
         ids = torch.zeros(len(answers), max(map(len, suffixes)) + width, dtype=torch.long)
@@ -85,7 +85,7 @@ class Continuation:
         return Continuation(ids, at, answer, ended, self.suffixes, self.rows)
 
     def weights(self, valid: Tensor, end_weight: float = 1.0) -> Tensor:
-        """How much each position counts, [B, P] in float32: 0 for padding and in rows that are not `valid` [B]."""
+        """The weight of each position, [B, P] in float32: 0 for padding and in rows that are not `valid` [B]."""
         number = torch.arange(self.at.shape[1], device=self.at.device)
         there = (number <= self.answer.unsqueeze(1)) & valid.unsqueeze(1)
         ends = (number == self.answer.unsqueeze(1)) & self.ended.unsqueeze(1)
@@ -99,7 +99,7 @@ class Continuation:
 def answer(
     model: DivaForConditionalGeneration, rows: Sequence[Tensor], limit: int, temperature: float = 0.0
 ) -> list[Answer]:
-    """What the LLM says, in up to `limit` tokens, to each row of embeddings [L_b, D] behind the prefix."""
+    """The LLM's answers of at most `limit` tokens. Each row of embeddings [L_b, D] follows the prefix."""
     device, prefix = rows[0].device, len(model.prefix_ids)
     length = max(map(len, rows))
     inner = torch.stack([torch.nn.functional.pad(row, (0, 0, length - len(row), 0)) for row in rows])
@@ -130,7 +130,7 @@ def end_ids(model: DivaForConditionalGeneration) -> set[int]:
 
 
 def cut(ids: Sequence[int], ends: set[int]) -> Answer:
-    """Generated ids up to the first that ends them."""
+    """The generated ids before the first end token."""
     for number, token in enumerate(ids):
         if token in ends:
             return Answer(list(ids[:number]), True)

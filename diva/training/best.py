@@ -1,4 +1,4 @@
-"""The export of the best validation so far, beside that of the last step."""
+"""The export of the best validation so far, in addition to the export of the last step."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ EXPORT, NOTE = "export_best", "best.json"
 
 
 def check_best(config: DictConfig) -> None:
-    """Raise UserError where `checkpoint_best` is not what validation of this run measures."""
+    """Raise UserError if `checkpoint_best` is not a metric of this run's validation."""
     known = [f"{name}/{m}" for name in config.data.val_splits for m in measures(config.answers.val_tokens)]
     if config.checkpoint_best is not None and config.checkpoint_best not in known:
         raise UserError(
@@ -27,9 +27,9 @@ def check_best(config: DictConfig) -> None:
 
 
 class BestExport(Callback):
-    """Writes `export_best/` after each validation that is better than all before by `metric`, and `best.json` about it.
+    """Writes `export_best/` and `best.json` after each validation with the best value of `metric` so far.
 
-    A resumed run goes on from what `best.json` says.
+    A resumed run continues from the value in `best.json`.
     """
 
     def __init__(self, folder: Path, metric: str, resumed: bool):
@@ -46,7 +46,7 @@ class BestExport(Callback):
         if not self._is_better(value):
             return
         self.best = value
-        adapter = trainer.strategy.lightning_module_state_dict()  # a collective, where weights are sharded
+        adapter = trainer.strategy.lightning_module_state_dict()  # a collective if weights are sharded
         if trainer.is_global_zero:
             self._write(module.model, adapter, trainer.global_step)
 

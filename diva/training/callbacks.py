@@ -1,4 +1,4 @@
-"""What runs beside training: checkpoints, the progress bar, throughput."""
+"""Callbacks of a training run: checkpoints, progress bar, throughput."""
 
 import os
 import time
@@ -12,10 +12,10 @@ from diva.terminal import label, progress
 
 
 class LastCheckpoint(Callback):
-    """Keeps `last.ckpt`: every so many steps, at the end, and before the run obeys a SIGTERM (preemption).
+    """Writes `last.ckpt` every `every_n_steps` steps, at the end, and before a SIGTERM (preemption) stops the run.
 
-    Also before each validation (`val_every`), which a run that is stopped there does not make again. It is written
-    beside its place and then renamed, so a killed run never leaves half a checkpoint.
+    It is also written before each validation (`val_every`): a run stopped during validation need not repeat steps.
+    The checkpoint is written to a temporary file and then renamed, so a killed run never leaves half a checkpoint.
     """
 
     def __init__(self, folder: str | Path, every_n_steps: int, val_every: int):
@@ -38,13 +38,13 @@ class LastCheckpoint(Callback):
             return
         self._saved_at = trainer.global_step
         temporary = self.path.with_suffix(".tmp")
-        trainer.save_checkpoint(temporary)  # a collective: every rank takes part, rank 0 writes
+        trainer.save_checkpoint(temporary)  # a collective: every rank calls it, rank 0 writes
         if trainer.is_global_zero:
             os.replace(temporary, self.path)
 
 
 class Throughput(Callback):
-    """Logs clips per second over the whole job, and which share of the step was spent waiting for data.
+    """Logs clips per second over all devices, and the fraction of step time spent waiting for data.
 
     Also the seconds of all steps so far, without validation: for curves over time.
     """
@@ -86,18 +86,18 @@ class Throughput(Callback):
         return {"clips": self.clips, "seconds": self.seconds, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """A resumed run goes on counting."""
+        """A resumed run continues the counts."""
         self.clips, self.seconds = int(state_dict["clips"]), state_dict["seconds"]
         self.waited = state_dict["waited"]
 
     @property
     def waited_fraction(self) -> float:
-        """Share of the steps' time in which they waited for data."""
+        """Fraction of the step time spent waiting for data."""
         return self.waited / self.seconds if self.seconds else 0.0
 
     @property
     def clips_per_second(self) -> float:
-        """Mean over the run, validation apart."""
+        """Mean over the run, without validation."""
         return self.clips / self.seconds if self.seconds else 0.0
 
 
@@ -135,7 +135,7 @@ class RunProgress(Callback):
 
     @rank_zero_only
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        # Not at the end of its epoch, where callbacks come before the module that logs the figures.
+        # Not in on_validation_epoch_end: there callbacks run before the module, which logs the metrics.
         if self._progress is None:
             return
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("train/")}

@@ -1,4 +1,4 @@
-"""Adapter-only state: what a checkpoint holds, and whether it can be resumed from."""
+"""Checkpoints that hold the adapter only, and the check that a run can resume from one."""
 
 import zipfile
 from pathlib import Path
@@ -14,17 +14,17 @@ ADAPTER_PREFIX = "model.adapter."
 
 
 def adapter_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The trainable part of a training module's state: no frozen weight ever goes to disk."""
+    """The trainable part of a training module's state. Frozen weights are never written to disk."""
     return {key: value for key, value in state.items() if key.startswith(ADAPTER_PREFIX)}
 
 
 def check_adapter_keys(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Raise UserError unless names and shapes agree: loading is not strict, so nothing else would notice."""
+    """Raise UserError unless names and shapes agree. Loading is not strict, so this is the only check."""
     missing = sorted(expected.keys() - found.keys())
     surplus = sorted(found.keys() - expected.keys())
     if missing or surplus:
         raise UserError(
-            f"the checkpoint is of another adapter: it lacks {missing[:3]} and has {surplus[:3]} besides;"
+            f"the checkpoint is of another adapter: missing keys {missing[:3]}, unexpected keys {surplus[:3]};"
             " resume with the model config of the run it comes from"
         )
     for key, value in found.items():
@@ -36,9 +36,10 @@ def check_adapter_keys(found: dict[str, Tensor], expected: dict[str, Tensor]) ->
 
 
 class StreamedCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint as it goes, where Lightning's puts two copies of it together in memory first.
+    """Streams a checkpoint to disk. Lightning's own class first builds two copies of it in memory.
 
-    So a process that is killed may leave half a file: the caller renames (`diva.training.callbacks.LastCheckpoint`).
+    A killed process may leave half a file. So the caller writes to a temporary name and renames it
+    (`diva.training.callbacks.LastCheckpoint`).
     """
 
     def save_checkpoint(
@@ -46,15 +47,15 @@ class StreamedCheckpointIO(TorchCheckpointIO):
     ) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(path, "wb") as file:  # torch would say of a full disk that its archive is broken
+            with open(path, "wb") as file:  # given a path, torch reports a full disk as a broken archive
                 torch.save(checkpoint, file)
         except OSError as error:
-            Path(path).unlink(missing_ok=True)  # half of it would take the room that a resumed run needs
+            Path(path).unlink(missing_ok=True)  # half a file would take disk space that a resumed run needs
             raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def check_resumable(path: Path) -> None:
-    """Raise UserError unless `path` is a whole checkpoint, to the bit: torch itself looks at no checksum."""
+    """Raise UserError unless `path` is a complete, undamaged checkpoint. torch itself checks no checksum."""
     if not path.is_file():
         raise UserError(f"{path} is missing: the run to resume has not saved a checkpoint yet")
     try:
@@ -65,5 +66,5 @@ def check_resumable(path: Path) -> None:
         assert "state_dict" in state
     except PermissionError:
         raise
-    except Exception as error:  # whatever a damaged archive or pickle leads to
+    except Exception as error:  # a damaged archive or pickle can raise any exception
         raise UserError(f"{path} is damaged and cannot be resumed from ({str(error)[:100]})") from error

@@ -1,8 +1,9 @@
-"""What the frozen parts say about a corpus, computed once instead of once per step.
+"""Outputs of the frozen encoder and of the frozen teacher, computed once and cached.
 
-The teacher reads text alone and the encoder hears audio alone; both are frozen, so h_teacher of a transcript and
-the frames of a clip never change. Each table is computed in an order that depends on the corpus only (not on when
-training was interrupted) and kept on disk: a resumed run, another seed, another ablation find the same numbers.
+The teacher's input is text only. The encoder's input is audio only. Both are frozen, so h_teacher of a transcript and
+the encoder frames of a clip never change during training.
+The order of computation depends on the corpus only, not on interruptions. The tables are cached on disk, so resumed
+runs, other seeds and ablations read identical numbers.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -38,11 +39,11 @@ T = TypeVar("T")
 class Precompute:
     """Which outputs of the frozen parts a run caches.
 
-    A table takes as long as one pass over the corpus, which a run on a large corpus may never make: training clips
-    are cached only where the run uses each at least once. `teacher_states` caches one state [D] per distinct
-    transcript and one for each token of its answers, if they take at most `teacher_states_gb`. `encoder_frames_gb` is
-    how much disk the frames of a split may take; above it the encoder runs with every batch. Frames are many: 0.1 MB a
-    second of speech for Whisper tiny on the clip's own length.
+    A table takes one pass over the corpus. So training clips are cached only if the run uses each at least once.
+    `teacher_states` caches one state [D] per distinct transcript, and one for each token of its answers. It applies if
+    the states take at most `teacher_states_gb` (10^9 bytes).
+    `encoder_frames_gb` limits the disk space of a split's frames. Above it the encoder runs with every batch.
+    Frames are large: 0.1 MB per second of speech for Whisper tiny, without padding to 30 s.
     """
 
     teacher_states: bool = True
@@ -50,13 +51,13 @@ class Precompute:
     teacher_states_gb: float = 16.0
 
     def caches_teacher(self, clips: int, distilled: int, size: float) -> bool:
-        """Whether to cache the teacher's states, `size` bytes, of `clips` clips in a run that distils `distilled`."""
+        """Whether to cache `size` bytes of teacher states of `clips` clips, if the run distils `distilled` samples."""
         return self.teacher_states and distilled >= clips and size <= self.teacher_states_gb * 1e9
 
     def caches_frames(self, clips: int, heard: int, size: float, context: Context, decoded: bool) -> bool:
-        """Whether to cache the frames, `size` bytes, of `clips` clips in a run that encodes `heard` times one.
+        """Whether to cache `size` bytes of encoder frames of `clips` clips, if the run encodes `heard` samples.
 
-        Not those of 30 s windows, and not where the corpus was too large to be `decoded` once.
+        Never for 30 s windows, and never for a corpus whose audio is not `decoded` in the cache.
         """
         fits = size <= self.encoder_frames_gb * 1e9
         return heard >= clips and fits and decoded and context != "full"
@@ -69,7 +70,7 @@ def frames_bytes(durations: np.ndarray, width: int, dtype: torch.dtype) -> float
 
 
 class FrozenParts:
-    """What encoder and teacher say about the clips of one split: cached, or computed with each batch."""
+    """Encoder frames and teacher states of the clips of one split: cached, or computed for each batch."""
 
     def __init__(
         self,
@@ -94,7 +95,7 @@ class FrozenParts:
         distilled: int | None = None,
         make_answers: Callable[[Transcripts], AnswerTable] | None = None,
     ) -> "FrozenParts":
-        """With the tables that pay in a run that encodes and distils so many clips of the split (None: all)."""
+        """With the tables that save time in a run that encodes and distils so many samples of the split (None: all)."""
         clips, encoder = len(manifest), model.encoder
         weight = encoder.whisper.conv1.weight
         size = frames_bytes(manifest.durations, encoder.whisper.config.d_model, weight.dtype)
@@ -122,11 +123,11 @@ class FrozenParts:
         return self.model.encoder(batch.waveforms, batch.samples)
 
     def continuation(self, batch: SpeechBatch, step: int = 0) -> Continuation | None:
-        """What the clips of a batch go on with at a step; None: with the template's suffix alone."""
+        """The continuation of each clip of a batch at a step; None: the template's suffix alone."""
         return None if self.answers is None else self.answers(batch, step)
 
     def teacher_states(self, batch: SpeechBatch, after: Continuation | None = None) -> Tensor:
-        """h_teacher of a batch, [B, D], or [B, P, D] where it goes on; without meaning in empty rows."""
+        """h_teacher of a batch, [B, D], or [B, P, D] with a continuation. Values in empty rows have no meaning."""
         if self.cached_teacher is not None and (after is None or after.rows is not None):
             return self.cached_teacher(batch, after)
         if after is None:
@@ -140,15 +141,17 @@ def state_bytes(model: DivaForConditionalGeneration) -> int:
 
 
 class TeacherTable:
-    """h_teacher of every transcript of a split, behind each token of its answers if it has any."""
+    """h_teacher of every transcript of a split, at each position of its answers if it has answers."""
 
     def __init__(self, states: Tensor, numbers: dict[str, int], starts: Tensor | None = None):
         self.states = states  # [rows, D], or with answers [positions of all rows, D]
-        self.numbers = numbers  # clip id -> which of the distinct transcripts
-        self.starts = None if starts is None else starts.tolist()  # [rows + 1], where each row's states begin
+        self.numbers = numbers  # clip id -> index of its distinct transcript
+        self.starts = (
+            None if starts is None else starts.tolist()
+        )  # [rows + 1], offset of each row's first state
 
     def __call__(self, batch: SpeechBatch, after: Continuation | None = None) -> Tensor:
-        """States [B, D], or [B, P, D] of the rows of `after`, on the batch's device."""
+        """States [B, D], or [B, P, D] for the rows of `after`, on the batch's device."""
         if self.starts is None:
             numbers = [self.numbers[clip_id] if clip_id else 0 for clip_id in batch.clip_ids]
             return self.states[numbers].to(batch.tokens.device)
@@ -170,8 +173,8 @@ class TeacherTable:
     ) -> "TeacherTable":
         """From the cache, or computed by the first process that comes."""
         distinct = transcripts.distinct
-        told = (model.suffix_ids.tolist(), distinct) if answers is None else (distinct, answers.digest)
-        key = digest(weights_digest(model.llm), model.prefix_ids.tolist(), *told)
+        sources = (model.suffix_ids.tolist(), distinct) if answers is None else (distinct, answers.digest)
+        key = digest(weights_digest(model.llm), model.prefix_ids.tolist(), *sources)
         if answers is None:
             table = _cached(f"teacher/{key}", lambda: {"states": _teacher_states(model, distinct)})
             return cls(table["states"], transcripts.numbers)
@@ -235,7 +238,7 @@ class FrameTable:
     def build(cls, model: DivaForConditionalGeneration, manifest: Manifest) -> "FrameTable":
         """From the cache, or computed by the first process that comes. The manifest's audio is decoded."""
         assert isinstance(manifest.audio, DecodedAudio)
-        # The file of decoded audio is named for its contents.
+        # The name of the decoded audio file is a digest of its contents.
         key = digest(weights_digest(model.encoder.whisper), manifest.audio.file, manifest.rows.tolist())
         table = _cached(f"frames/{key}", lambda: _frames(model, manifest))
         rows = {clip_id: row for row, clip_id in enumerate(manifest.clips["clip_id"].to_pylist())}
@@ -247,11 +250,11 @@ def _frames(model: DivaForConditionalGeneration, manifest: Manifest) -> dict[str
     device, encoder = model.prefix_ids.device, model.encoder
     samples = torch.tensor([len(manifest.waveform(clip)) for clip in range(len(manifest))])
     starts = nn.functional.pad(valid_frames(samples).cumsum(0), (1, 0))
-    # All at once: thousands of small tensors, kept among large ones that go, would tear the memory to pieces.
+    # One large tensor: thousands of small ones between temporary large ones would fragment the memory.
     frames = torch.empty(
         int(starts[-1]), encoder.whisper.config.d_model, dtype=encoder.whisper.conv1.weight.dtype
     )
-    # The longest first: what one batch has freed has room for the next.
+    # The longest first: the memory that one batch frees is then large enough for the next.
     for batch in track(list(_chunks(order))[::-1], "the encoder listens", transient=True):
         padded, lengths = pad_clips([manifest.waveform(clip) for clip in batch])
         encoded, mask = encoder(padded.to(device), lengths.to(device))
@@ -265,6 +268,6 @@ def _chunks(items) -> Iterable:
 
 
 def _cached(name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors of this name from the cache; other processes, those of a sweep too, wait for the first to compute."""
+    """Tensors of this name from the cache. The first process computes them; others wait (also those of a sweep)."""
     folder = build_once(cache_dir() / name, lambda folder: save_file(compute(), folder / _TENSORS))
     return load_file(folder / _TENSORS)

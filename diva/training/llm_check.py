@@ -1,4 +1,4 @@
-"""Whether an LLM can teach: DiVA hands it embeddings, so these must say to it what their ids say."""
+"""Check that an LLM can be the teacher: the same output from token embeddings as from token ids."""
 
 import torch
 from torch import Tensor
@@ -6,17 +6,18 @@ from torch import Tensor
 from diva.errors import UserError
 from diva.models.modeling import DivaForConditionalGeneration
 
-# Of the logits' spread: what the order of summation may change.
+# Largest allowed difference, as a fraction of the logits' spread. The order of summation changes the logits slightly.
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.1}
 
 
 @torch.no_grad()
 def check_llm(model: DivaForConditionalGeneration, transcript: Tensor) -> None:
-    """Compare the next-token logits after a transcript's ids [N], read by the LLM alone in one pass, with those of
-    the same transcript read as the teacher and as the student read.
+    """Check the next-token logits after a transcript's ids [N].
 
-    Raises UserError where they differ: such an LLM looks at the ids themselves (Gemma 3n and Gemma 4 have embeddings
-    in every layer), or its past is not what diva keeps of the prefix.
+    The baseline is one pass of the LLM alone over the ids. The logits of the teacher's and of the student's way to
+    read the same transcript must agree with it.
+    Raises UserError where they differ. Then the LLM uses the ids themselves (Gemma 3n and Gemma 4 have embeddings in
+    every layer), or its state after the prefix is not in the key-value cache that diva computes.
     """
     ids = torch.cat([model.prefix_ids, transcript, model.suffix_ids]).unsqueeze(0)
     expected = model.llm(input_ids=ids, use_cache=False).logits[:, -1].float()

@@ -3,15 +3,17 @@
     L_distill = mean_{b,k} d( student(b, k), teacher(b, k) )         k = 0..n_b, the positions of the teacher's answer
     L_align   = sum_{b,n} || v_b[Q - N_b + n] - Embed(t_b[n]) ||_2  /  sum_b N_b
 
-The paper's L_distill has one position a clip (k = 0, the last of the input, where the first token of the answer is
-decided) and d = || h_student - h_teacher ||_2. Neither norm is squared. h is the hidden state after the LLM's final
-norm, so that, with a frozen lm_head, matching h matches the next-token distribution without touching [B, V] logits.
-With `answer_tokens=K` both also read the first K tokens of the teacher's answer, or as many as it has: n_b of them.
+The paper's L_distill has one position per clip: k = 0, the last position of the input, which predicts the first token
+of the answer. Its distance is d = || h_student - h_teacher ||_2. Neither norm is squared.
+h is the hidden state after the LLM's final norm. lm_head is frozen, so matching h matches the next-token distribution
+without computing [B, V] logits.
+With `answer_tokens=K` both also read the first n_b <= K tokens of the teacher's answer.
 d may also be a divergence of the next-token distributions.
 
-Two facts about the published training code (Levanter) in which this one follows the paper instead:
-up to November 2024 its alignment target was gathered from the prefixed sequence and so shifted by the prefix's
-length (mended by its commit "Fix Token Shuffling"); and its transcripts carry BOS and EOS inside the user turn.
+The published training code (Levanter) differs from the paper in two points. This code follows the paper:
+1. Up to November 2024 its alignment target was gathered from the prefixed sequence, so it was shifted by the length of
+   the prefix. Its commit "Fix Token Shuffling" corrected this.
+2. Its transcripts have BOS and EOS inside the user turn.
 """
 
 from collections.abc import Callable
@@ -28,7 +30,7 @@ from diva.errors import UserError
 
 Distance = Literal["l2", "kl", "reverse_kl", "jsd"]
 Head = Callable[[Tensor], Tensor]  # states [..., D] -> logits [..., V]
-# Positions whose logits are there at a time: 130 MB for a vocabulary of 128,000, for student and teacher each.
+# Positions whose logits are in memory at a time: 130 MB for a vocabulary of 128,000, for student and teacher each.
 _ROWS = 256
 
 
@@ -40,12 +42,14 @@ def distill_distances(student: Tensor, teacher: Tensor) -> Tensor:
 def divergences(
     student: Tensor, teacher: Tensor, head: Head, kind: Distance, temperature: float = 1.0
 ) -> Tensor:
-    """States [..., D] twice -> divergences [...] of the next-token distributions that `head` makes of them, in nats.
+    """Student and teacher states [..., D] -> divergences [...] of their next-token distributions, in nats.
 
-    With p the teacher's and q the student's distribution at `temperature`: "kl" is KL(p || q), "reverse_kl" is
-    KL(q || p), "jsd" is Jensen-Shannon's, (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2. Multiplied by the square
-    of the temperature, so that gradients keep their size (Hinton et al., arXiv 1503.02531, section 2). Gradients go to
-    `student` alone. Logits exist for a few positions at a time, and in the forward pass only.
+    `head` computes the logits. p is the teacher's and q the student's distribution at `temperature`.
+    "kl" is KL(p || q). "reverse_kl" is KL(q || p). "jsd" is Jensen-Shannon: (KL(p || m) + KL(q || m)) / 2 with
+    m = (p + q) / 2.
+    The result is multiplied by the square of the temperature, so the size of the gradients does not depend on it
+    (Hinton et al., arXiv 1503.02531, section 2). Only `student` gets gradients.
+    Logits exist for a few positions at a time, and in the forward pass only.
     """
     between = _DIVERGENCES[kind]
 
@@ -65,7 +69,7 @@ def _jsd(p: Tensor, q: Tensor) -> Tensor:
     return (_kl(p, m) + _kl(q, m)) / 2
 
 
-# Of log-probabilities [..., V] of the teacher, p, and the student, q.
+# Functions of the log-probabilities [..., V] of the teacher, p, and of the student, q.
 _DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "kl": _kl,
     "reverse_kl": lambda p, q: _kl(q, p),
@@ -74,10 +78,10 @@ _DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class _InSlices(torch.autograd.Function):
-    """A distance of logits for some positions at a time.
+    """A distance of logits, computed for a few positions at a time.
 
-    A position's distance depends on its own state only. So the gradient is computed with the value, and the backward
-    pass needs no logits.
+    The distance at a position depends on its own state only. So the forward pass also computes the gradient, and the
+    backward pass needs no logits.
     """
 
     @staticmethod
@@ -102,10 +106,10 @@ class _InSlices(torch.autograd.Function):
 
 
 def align_distances(virtual_tokens: Tensor, targets: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances of the last N_b virtual tokens to the embeddings of the N_b transcript tokens.
+    """L2 distances of the last N_b virtual tokens to the embeddings of the N_b transcript tokens.
 
-    Virtual tokens [B, Q, D], target embeddings [B, N, D] of which `tokens` [B] are valid in each row, N <= Q.
-    Returns distances [B, N] in float32, 0 where padded, and the mask [B, N] of valid ones.
+    Takes virtual tokens [B, Q, D] and target embeddings [B, N, D], N <= Q. The first `tokens` [B] of each row are
+    valid. Returns distances [B, N] in float32, 0 in padding, and the mask [B, N] of valid tokens.
     """
     last, mask = last_virtual_tokens(virtual_tokens, targets.shape[1], tokens)
     distances = torch.linalg.vector_norm(last.float() - targets.float(), dim=-1)
@@ -113,7 +117,7 @@ def align_distances(virtual_tokens: Tensor, targets: Tensor, tokens: Tensor) -> 
 
 
 def last_virtual_tokens(virtual_tokens: Tensor, width: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """v [B, Q, D] -> the last N_b of each row moved to the front, [B, width, D], and the mask of valid ones."""
+    """v [B, Q, D] -> the last N_b of each row moved to the front, [B, width, D], and their mask [B, width]."""
     number = torch.arange(width, device=tokens.device)
     mask = number < tokens.unsqueeze(1)
     queries = virtual_tokens.shape[1]
@@ -125,10 +129,11 @@ def last_virtual_tokens(virtual_tokens: Tensor, width: int, tokens: Tensor) -> t
 class Objective:
     """Which losses a step has, and their weights.
 
-    Before `distill_from_step` nothing passes through the LLM. `answer_tokens=0` is the paper's objective;
-    `answer_tokens=K` also compares student and teacher behind each of the first K tokens of the teacher's answer, by
-    `distance`. Where the answer ends within them, the position at which its end is decided counts `end_weight` times.
-    In a share `on_policy` of the distilled steps both read what the student answers, and not the teacher's answer.
+    Before `distill_from_step` the LLM is not run. `distance` compares student and teacher.
+    `answer_tokens=0` is the paper's objective. `answer_tokens=K` also compares them after each of the first K tokens
+    of the teacher's answer. If the answer ends within these, the position that predicts its end has the weight
+    `end_weight`.
+    In a fraction `on_policy` of the distilled steps both read the student's own answer, not the teacher's.
     """
 
     distill_weight: float = 1.0
@@ -136,10 +141,10 @@ class Objective:
     distill_from_step: int = 0
     answer_tokens: int = 0
     distance: Distance = "l2"
-    temperature: float = 1.0  # of the distributions that a divergence compares
+    temperature: float = 1.0  # of the distributions that a divergence compares; L2 does not use it
     end_weight: float = 1.0
     on_policy: float = 0.0
-    # Of these one is drawn for each clip and step, and follows the speech: "Reply briefly".
+    # One of these is drawn for each clip and step, and follows the speech; such as "Reply briefly".
     instructions: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -174,7 +179,7 @@ class Objective:
         return max(0, max_steps - self.distill_from_step) if self.distill_weight > 0 else 0
 
     def is_on_policy(self, step: int) -> bool:
-        """Whether the student answers at this step; the same on every rank, and when the run is resumed."""
+        """Whether the student answers at this step. The same on every rank and after a resume."""
         return self.on_policy > 0 and Random(step).random() < self.on_policy
 
     def distances(self, student: Tensor, teacher: Tensor, head: Head) -> Tensor:

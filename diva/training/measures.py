@@ -1,17 +1,17 @@
-"""The names of what validation measures for each set of clips (`val/kl`), and which of them are better when lower."""
+"""The names of the metrics of validation, such as `val/kl`, and for which of them lower is better."""
 
 MEASURES = ("alignment_accuracy", "first_token_agreement", "kl")
-# Where validation compares answers, too, over all their positions.
+# Further metrics over all positions of the answers, if validation compares answers.
 ANSWER_MEASURES = ("answer_agreement", "answer_kl")
-# Of greedy answers: tokens that both begin with in common, and whether all are equal.
+# For the greedy answers of student and teacher: the number of equal first tokens, and whether all tokens are equal.
 SHARED_MEASURES = ("shared_tokens", "same_answer")
 
 
 def measures(answer_tokens: int) -> tuple[str, ...]:
-    """What validation logs where it compares answers of so many tokens."""
+    """The metrics that validation logs if it compares answers of `answer_tokens` tokens."""
     return MEASURES + (ANSWER_MEASURES + SHARED_MEASURES if answer_tokens else ())
 
 
 def lower_is_better(metric: str) -> bool:
-    """Divergences are better the lower they are, all else the higher."""
+    """Whether lower is better: true for divergences. For all other metrics higher is better."""
     return metric.endswith("kl")

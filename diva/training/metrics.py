@@ -1,4 +1,4 @@
-"""What validation measures, as pure functions; each returns one value per sample."""
+"""The metrics of validation as pure functions. Each returns one value per sample."""
 
 from collections.abc import Callable
 
@@ -9,18 +9,18 @@ from torch import Tensor
 from diva.models.llm import Embeddings
 from diva.training.losses import last_virtual_tokens
 
-# Of the vocabulary at a time: a large model's whole embedding matrix takes gigabytes in float32.
+# Rows of the embedding matrix at a time: the whole matrix of a large model takes gigabytes in float32.
 _ROWS = 8192
-# Positions whose logits are there at a time.
+# Positions whose logits are in memory at a time.
 _POSITIONS = 256
 
 
 def aligned_tokens(
     virtual_tokens: Tensor, token_ids: Tensor, tokens: Tensor, embeddings: Tensor | Embeddings
 ) -> Tensor:
-    """Which transcript tokens have their own embedding nearest to the virtual token that faces them.
+    """Whether the embedding nearest to a virtual token is that of its transcript token.
 
-    Virtual tokens [B, Q, D], token ids [B, N] of which `tokens` [B] are valid, embedding matrix [V, D].
+    Takes virtual tokens [B, Q, D], token ids [B, N] of which `tokens` [B] are valid, and the embedding matrix [V, D].
     Returns booleans, one per valid token of the batch.
     """
     last, mask = last_virtual_tokens(virtual_tokens, token_ids.shape[1], tokens)
@@ -44,9 +44,9 @@ def nearest_tokens(vectors: Tensor, embeddings: Tensor | Embeddings) -> Tensor:
 def next_token_measures(
     student: Tensor, teacher: Tensor, head: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """States [..., D] twice -> whether their most likely next tokens agree, and KL(teacher || student), [...] each.
+    """Student and teacher states [..., D] -> agreement of the most likely next token, and KL(teacher || student).
 
-    `head` makes logits [n, V] of states [n, D].
+    Both results are [...]. `head` computes logits [n, V] from states [n, D].
     """
     agreement, kl = [], []
     for ours, theirs in zip(
@@ -60,11 +60,11 @@ def next_token_measures(
 
 
 def next_token_agreement(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Logits [B, V] twice -> booleans [B]: both would go on with the same token."""
+    """Student and teacher logits [B, V] -> booleans [B]: both have the same most likely next token."""
     return student_logits.argmax(dim=-1) == teacher_logits.argmax(dim=-1)
 
 
 def kl_divergence(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Logits [B, V] twice -> KL(teacher || student) [B] of the next-token distributions, in nats."""
+    """Student and teacher logits [B, V] -> KL(teacher || student) [B] of the next-token distributions, in nats."""
     student, teacher = (F.log_softmax(x.float(), dim=-1) for x in (student_logits, teacher_logits))
     return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1)

@@ -1,4 +1,4 @@
-"""metrics.csv: one row a step, kept whole through a kill and a resume."""
+"""metrics.csv: one row per step. The file stays complete after a kill and a resume."""
 
 import csv
 from argparse import Namespace
@@ -12,10 +12,10 @@ from diva.files import written_whole
 
 
 class MetricsFile(Logger):
-    """Writes `path` anew with every row, beside its place and then renamed.
+    """Rewrites the whole file with every row: to a temporary file, which is then renamed to `path`.
 
-    Lightning's CSVLogger deletes what an earlier process wrote; this one continues it: rows of steps that a
-    resumed run takes again are replaced.
+    Lightning's CSVLogger deletes the rows of an earlier process. This one continues them. If a resumed run repeats a
+    step, the row of that step is replaced.
     """
 
     def __init__(self, path: Path):
@@ -32,7 +32,7 @@ class MetricsFile(Logger):
         return ""
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The run's config.yaml has them."""
+        """Nothing: config.yaml of the run holds them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

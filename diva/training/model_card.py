@@ -1,4 +1,4 @@
-"""The README.md of an export: what the model is, what it was made of, what it reached, and whose terms apply."""
+"""The README.md of an export: description, recipe, metrics and licences of the model."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from diva import markdown
 from diva.config import make
 from diva.models.configuration import AdapterConfig
 
-# Terms under which its authors published each part, as far as this codebase knows the part.
+# The licence of each published part that this codebase knows.
 LICENCES = {
     "openai/whisper-tiny.en": "MIT",
     "openai/whisper-large-v3": "MIT",
@@ -114,7 +114,7 @@ def _figures(summary: dict[str, Any]) -> str:
     names = ("alignment_accuracy", "first_token_agreement", "kl")
     sets = sorted({key.split("/")[0] for key in summary if key.endswith("/kl")})
     rows = [(split, *(f"{summary[f'{split}/{name}']:.3f}" for name in names)) for split in sets]
-    text = _table("## Figures on held-out speech", ("", *(name.replace("_", " ") for name in names)), rows)
+    text = _table("## Metrics on held-out speech", ("", *(name.replace("_", " ") for name in names)), rows)
     said = [(row["question"], row["teacher"], row["student"]) for row in summary["responses"]]
     return text + "\n" + _table("", ("asked aloud", "the LLM, reading", "this model, hearing"), said)
 

@@ -1,8 +1,8 @@
 """The LightningModule: wires model, objective, optimizer and schedule together, and logs. Nothing else.
 
-One optimizer step is one global batch. Each rank gets its slice of it as a single SpeechBatch and splits that
-into micro-batches itself (manual optimization), because the alignment loss is a mean over all valid tokens of
-the global batch: its denominator has to be known before the first backward pass, over ranks and micro-batches.
+One optimizer step is one global batch. Each rank gets its slice of it as a single SpeechBatch, and splits that into
+micro-batches itself (manual optimization). The reason: the alignment loss is a mean over all valid tokens of the
+global batch. Its denominator, over all ranks and micro-batches, must be known before the first backward pass.
 """
 
 from collections.abc import Callable
@@ -37,10 +37,10 @@ from diva.training.transcripts import Transcripts
 
 
 class DivaTraining(LightningModule):
-    """Trains `model.adapter` with `objective`; encoder and LLM are frozen and stay out of checkpoints.
+    """Trains `model.adapter` with `objective`. Encoder and LLM are frozen and are not in checkpoints.
 
-    `optimizer` makes an optimizer from parameters, `schedule` a learning-rate scheduler from the optimizer;
-    `micro_batch_size` is how many clips pass through the model at a time on one device.
+    `optimizer` makes an optimizer from parameters. `schedule` makes a learning-rate scheduler from the optimizer.
+    `micro_batch_size` is the number of clips in one forward pass on one device.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class DivaTraining(LightningModule):
         self.micro_batch_size = micro_batch_size
         self.precompute = precompute
         self.answers = answers
-        self.frozen: dict[str, FrozenParts] = {}  # by split, which may serve several validations
+        self.frozen: dict[str, FrozenParts] = {}  # by split; several validations may use the same split
 
     def configure_model(self) -> None:
         if isinstance(self.trainer.strategy, FSDP2Strategy):
@@ -78,13 +78,13 @@ class DivaTraining(LightningModule):
     def transfer_batch_to_device(
         self, batch: SpeechBatch, device: torch.device, dataloader_idx: int
     ) -> SpeechBatch:
-        # XLA would have to run what it has traced before the host could count clips: there each micro-batch
-        # follows when it is used.
+        # On XLA the host could count the clips only after running the traced graph. So there each micro-batch is
+        # moved to the device when it is used.
         return batch if device.type == "xla" else batch.to(device)
 
     def on_fit_start(self) -> None:
         data = self.trainer.datamodule
-        if self.device.type != "xla":  # where two more shapes would be compiled
+        if self.device.type != "xla":  # XLA would compile two more shapes for it
             text = data.train.clips["text"][0].as_py()
             ids = torch.tensor(transcript_tokens(data.tokenizer, [text])[0], device=self.device)
             check_llm(self.model, ids)
@@ -106,10 +106,10 @@ class DivaTraining(LightningModule):
         give_back_memory()
 
     def _answers_to(self, training: bool) -> Callable[[Transcripts], AnswerTable] | None:
-        """Makes the table of the teacher's answers to a split's transcripts; None: nothing is distilled behind them."""
+        """A function that makes the table of the teacher's answers to a split; None: the objective uses no answers."""
         objective, settings = self.objective, self.answers
         if training:
-            # None are made that nobody reads.
+            # No answers are generated that no step reads.
             limit = (
                 0 if objective.on_policy == 1 or objective.distill_weight == 0 else objective.answer_tokens
             )
@@ -145,7 +145,7 @@ class DivaTraining(LightningModule):
         sums = torch.zeros(2, device=self.device)
         optimizer.zero_grad()
         if accumulates and self.device.type == "xla":
-            # Zeros to add to, in a program of their own: all micro-batches of a shape are then one program.
+            # Zero gradients from a graph of their own: then all micro-batches of one shape use one compiled program.
             for parameter in self.model.adapter.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             end_of_graph(self.device)
@@ -162,11 +162,13 @@ class DivaTraining(LightningModule):
             loss = loss + self.objective.align_weight * of.align / max(tokens, 1)
             last = number == len(micro_batches)
             with nullcontext() if last else self._without_gradient_sync():
-                # DDP averages gradients over ranks, while the denominators above are already global.
+                # DDP averages gradients over ranks, but the denominators above are already global.
                 self.manual_backward(loss * self.trainer.world_size)
             sums += torch.stack([of.distill.detach(), of.align.detach()])
             if accumulates:
-                end_of_graph(self.device)  # one program for all micro-batches, not one that repeats itself
+                end_of_graph(
+                    self.device
+                )  # one program for each micro-batch, not one program with all of them unrolled
         optimizer.step()
         self.lr_schedulers().step()
         self._log_step(sums, positions, tokens, distills)
@@ -174,7 +176,7 @@ class DivaTraining(LightningModule):
             self.trainer.datamodule.record_faults(self._gather(batch.faults))
 
     def _continuation(self, batch: SpeechBatch) -> Continuation | None:
-        """What the clips of a micro-batch go on with at this step."""
+        """The continuation of each clip of a micro-batch at this step."""
         frozen = self.frozen[self.trainer.datamodule.train_split]
         after = frozen.continuation(batch, self.global_step)
         if after is None or not self.objective.is_on_policy(self.global_step):
@@ -182,8 +184,8 @@ class DivaTraining(LightningModule):
         return student_continuation(self.model, frozen, batch, after.suffixes, self.objective.answer_tokens)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # Here, where XLA too has summed the gradients over devices. Not by Lightning's clipping: it refuses fused
-        # optimizers, for the sake of a gradient scaler that bf16 has not.
+        # In this hook XLA too has already summed the gradients over devices. Lightning's own clipping refuses fused
+        # optimizers because of the gradient scaler, which bf16 does not use.
         if self.gradient_clip > 0:
             torch.nn.utils.clip_grad_norm_(self.model.adapter.parameters(), self.gradient_clip)
 
@@ -195,7 +197,7 @@ class DivaTraining(LightningModule):
         return self.trainer.strategy.reduce(values, reduce_op="sum")
 
     def _gather(self, faults: list[Skip]) -> list[Skip]:
-        """Those of all ranks, on every rank; a collective. XLA's processes have no channel for them: each its own."""
+        """The faults of all ranks, on every rank; a collective. XLA cannot send them: there only this rank's."""
         if not (dist.is_available() and dist.is_initialized()):
             return faults
         found: list[list[Skip]] = [[] for _ in range(self.trainer.world_size)]
@@ -213,7 +215,7 @@ class DivaTraining(LightningModule):
         self.log_dict({"train/loss": loss, **terms, "train/lr": rate}, batch_size=1)
 
     def log(self, name: str, value: float, *args: Any, **kwargs: Any) -> None:
-        """Lightning's, with the number left on the host, where it is read: Lightning would put it on the device."""
+        """Lightning's `log`, but the number stays on the host. Lightning would move it to the device."""
         super().log(name, torch.tensor(value, dtype=torch.float32), *args, **kwargs)
 
     # ---- validation
@@ -231,7 +233,7 @@ class DivaTraining(LightningModule):
             self.measured[name, measure] += value
 
     def on_validation_epoch_start(self) -> None:
-        give_back_memory()  # its tensors have other sizes than those of training
+        give_back_memory()  # the tensors of validation have other sizes than those of training
         data = self.trainer.datamodule
         names = measures(self.answers.val_tokens)
         self.measured = {(name, m): torch.zeros(2, device=self.device) for name in data.val for m in names}
@@ -240,7 +242,7 @@ class DivaTraining(LightningModule):
     def on_validation_epoch_end(self) -> None:
         for split, faults in self.val_faults.items():
             self.trainer.datamodule.record_faults(self._gather(faults), split)
-        # Sums over ranks, and not a mean of their means: a rank may have had empty batches only.
+        # Sums over ranks, not a mean of the ranks' means: a rank may have only empty batches.
         for (name, measure), sums in self.measured.items():
             total, count = self._sum_over_ranks(sums).tolist()
             self.log(f"{name}/{measure}", total / count if count else float("nan"))

@@ -1,4 +1,4 @@
-"""What the student answers to what it hears: what it is corrected on, and how far it says what the teacher says."""
+"""The student's own answers to the speech: for on-policy distillation, and for the metrics of shared answers."""
 
 from collections.abc import Sequence
 
@@ -20,9 +20,9 @@ def student_answers(
     suffixes: Sequence[Sequence[int]],
     limit: int,
 ) -> list[Answer]:
-    """The student's greedy answers, of up to `limit` tokens, to each clip and the end of the turn behind it.
+    """The student's greedy answers, of at most `limit` tokens, to each clip with the suffix of its turn.
 
-    Empty rows have none.
+    Empty rows have no answer.
     """
     v = model.adapt(*frozen.frames(batch))
     read, valid = model.config.adapter.tokens_read(batch.samples).tolist(), batch.valid.tolist()
@@ -41,7 +41,7 @@ def student_continuation(
     suffixes: list[list[int]],
     limit: int,
 ) -> Continuation:
-    """What each row goes on with when the student answers."""
+    """The continuation of each row with the student's own answer."""
     answers = student_answers(model, frozen, batch, suffixes, limit)
     return Continuation.of(suffixes, answers).to(batch.tokens.device)
 
@@ -53,9 +53,9 @@ def shared_sums(
     after: Continuation,
     limit: int,
 ) -> dict[str, Tensor]:
-    """For each of SHARED_MEASURES its sum over a batch and over how many clips that is, [2] in float32.
+    """For each of SHARED_MEASURES: the sum over a batch and the number of clips, [2] in float32.
 
-    `after` holds the teacher's answers of up to `limit` tokens. Answers that end together have `limit` in common.
+    `after` holds the teacher's answers of at most `limit` tokens. Two equal answers that both end share `limit` tokens.
     """
     assert after.rows is not None
     assert frozen.answers is not None
@@ -72,7 +72,7 @@ def shared_sums(
 
 
 def shared_tokens(one: Answer, other: Answer, limit: int) -> int:
-    """How many of the first `limit` tokens two answers have in common; the end counts as all that would follow."""
+    """How many first tokens, at most `limit`, two answers share. Two equal answers that both end share `limit`."""
     for number, (a, b) in enumerate(zip(one.ids, other.ids, strict=False)):
         if a != b:
             return number

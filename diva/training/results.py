@@ -1,4 +1,4 @@
-"""What a run ends with: its export and its summary, then what decorates them."""
+"""The results of a run: export and summary first, then sample responses and model card."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +22,10 @@ Response = tuple[str, str, str]  # question, the teacher's answer to its text, t
 
 
 class Results(Callback):
-    """Writes `export/`, `summary.json`, `responses.tsv` and the model card, once the last step is validated.
+    """Writes `export/`, `summary.json`, `responses.tsv` and the model card after the last validation.
 
-    In this order: a run that fails while it answers the sample questions, or while it shows the answers, has its
-    results by then. `choices` are the names of the chosen configs, by group.
+    The order matters: if answering or displaying the sample questions fails, export and summary are already written.
+    `choices` are the names of the chosen configs, by group.
     """
 
     def __init__(self, record: RunRecord, throughput: Throughput, choices: Mapping[str, str]):
@@ -39,12 +39,14 @@ class Results(Callback):
             self.write(trainer, module)
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.VALIDATING:  # after training that did not end with a validation
+        if (
+            trainer.state.fn == TrainerFn.VALIDATING
+        ):  # a separate validation after training that ended without one
             self.write(trainer, module)
 
     @torch.no_grad()
     def write(self, trainer: Trainer, module: Any) -> None:
-        """On every rank: a sharded model is gathered, and answers where every rank asks the same."""
+        """Called on every rank: a sharded model must be gathered, and it answers only if all ranks call it together."""
         adapter = trainer.strategy.lightning_module_state_dict()
         final = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("train/")}
         data, model = trainer.datamodule, module.model  # type: ignore[attr-defined]
@@ -76,7 +78,7 @@ class Results(Callback):
 
 
 def sample_responses(module: Any, data: Any, count: int) -> list[Response]:
-    """The first `count` held-out questions, what the text teacher answers and what the student hears."""
+    """For the first `count` held-out clips: the question, the teacher's answer to its text, the student's to speech."""
     module.eval()
     manifest = next(iter(data.val.values()))
     processor = module.model.processor
@@ -88,7 +90,7 @@ def sample_responses(module: Any, data: Any, count: int) -> list[Response]:
         try:
             spoken = manifest.waveform(index)
         except AudioFault:
-            continue  # a clip that nothing decoded before; validation has counted it
+            continue  # this clip cannot be decoded; validation has already counted it as skipped
         turns = [
             [{"role": "user", "content": text}],
             [{"role": "user", "content": [{"type": "audio", "audio": spoken}]}],

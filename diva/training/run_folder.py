@@ -1,4 +1,4 @@
-"""What a run leaves behind besides its weights: config.yaml, overrides.yaml, skipped.tsv, summary.json."""
+"""The files of a run besides its weights: config.yaml, overrides.yaml, skipped.tsv, summary.json."""
 
 import json
 import platform
@@ -27,9 +27,10 @@ _VERSIONS = ("torch", "torchaudio", "lightning", "transformers", "datasets", "hy
 
 
 def own_folder(config: DictConfig, folder: Path) -> Path:
-    """The run's folder, which no other process gets until this one ends; one that is not named gives way to another's.
+    """The folder of the run, locked until this process ends.
 
-    Only the process that writes asks. The hosts of a TPU have no numbers yet at this time.
+    If the user did not name the folder and another process has locked it, the run takes a new name.
+    Only the process that writes takes the lock. On a TPU the hosts have no rank numbers yet at this time.
     """
     if config.hardware.accelerator == "tpu" or not is_first_process():
         return folder
@@ -55,25 +56,25 @@ class RunRecord(Callback):
             self._write_config()
 
     def data_is_there(self) -> None:
-        """The corpus is made, read and decoded: what a later run on it need not do again."""
+        """Note that the corpus is made, read and decoded. A later run on it need not repeat that."""
         self.seconds_of_data += time.time() - self.started
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": time.time() - self.started, "seconds_of_data": self.seconds_of_data}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """A resumed run goes on counting."""
+        """A resumed run continues the count."""
         self.started -= state_dict["seconds"]
         self.seconds_of_data += state_dict["seconds_of_data"]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        if self.config.resume:  # what it was resumed with is known to go together with its checkpoint
+        if self.config.resume:  # by now the checkpoint was loaded, so config and checkpoint agree
             self._say_changes()
             self._write_config()
 
     @rank_zero_only
     def _say_changes(self) -> None:
-        """A resumed run is composed anew: from its overrides, and from the YAML files as they are now."""
+        """Report changed keys: a resumed run composes its overrides with the present YAML files, which may differ."""
         before, now = (
             _leaves(config) for config in (OmegaConf.load(self.folder / "config.yaml"), self.config)
         )
@@ -107,7 +108,7 @@ class RunRecord(Callback):
         data: SpeechDataModule,
         model: DivaForConditionalGeneration,
     ) -> dict[str, Any]:
-        """summary.json, on rank 0: the final figures first, then what they rest on; no responses yet."""
+        """Write summary.json on rank 0: the final metrics first, then config and environment; no responses yet."""
         summary: dict[str, Any] = {
             **figures,
             "seconds": round(time.time() - self.started, 1),
@@ -125,7 +126,7 @@ class RunRecord(Callback):
         return summary
 
     def rewrite_summary(self, summary: dict[str, Any]) -> None:
-        """Whole or not at all. What is no character, as in a file name that is not UTF-8, stays JSON as an escape."""
+        """Write summary.json atomically. Bytes that are not UTF-8 (in file names) are written as JSON escapes."""
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
         with written_whole(self.folder / "summary.json") as file:
             file.write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -143,7 +144,7 @@ def parameter_counts(model: DivaForConditionalGeneration) -> dict[str, int]:
 
 
 def environment(apart_from: str | None = None) -> dict[str, Any]:
-    """Git revision (see `git_revision`), versions and machine: what a figure rests on."""
+    """Git revision (see `git_revision`), versions and machine that the metrics were computed with."""
     return {
         "revision": git_revision(apart_from),
         "versions": _versions(),
@@ -156,7 +157,7 @@ def environment(apart_from: str | None = None) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    """Of what is installed: a benchmark may do with less than training."""
+    """Versions of the installed packages. A benchmark may run without some of them."""
     found = {"python": platform.python_version()}
     for name in _VERSIONS:
         with suppress(PackageNotFoundError):
@@ -165,9 +166,9 @@ def _versions() -> dict[str, str]:
 
 
 def git_revision(apart_from: str | None = None) -> str:
-    """The commit of the source tree, marked where it has uncommitted changes; "unknown" outside a clone.
+    """The commit of the source tree, marked if it has uncommitted changes; "unknown" outside a clone.
 
-    Changes below the folder `apart_from`, from the tree's top, do not count.
+    Changes below the folder `apart_from`, a path from the top of the tree, are ignored.
     """
     try:
         describe = ("describe", "--always", "--abbrev=12", "--exclude=*")

@@ -1,9 +1,9 @@
-"""The step: what one micro-batch goes through, in training and in validation. Everything that trains, counts or
-times a step calls these two functions.
+"""The step on one micro-batch, in training (`loss_sums`) and in validation (`measure_sums`).
 
-Both tell `on_stage` the name of each stage when it has ended: "encoder", "adapter", "alignment", "student", "teacher",
-then in validation "logits", in training "distance", and "student, backward" once the gradient has come back to the
-virtual tokens.
+All code that trains, counts or times a step calls these two functions.
+Both call `on_stage` with the name of each stage when the stage ends: "encoder", "adapter", "alignment", "student",
+"teacher". Validation ends with "logits", training with "distance". In training, "student, backward" follows when the
+gradient of the virtual tokens is computed.
 """
 
 from collections.abc import Callable
@@ -25,15 +25,15 @@ OnStage = Callable[[str], None]
 
 
 def no_stage(name: str) -> None:
-    """For those who want to know of no stage."""
+    """An `on_stage` that does nothing."""
 
 
 @dataclass(frozen=True)
 class LossSums:
-    """Sums over a micro-batch in float32: the denominators are those of the global batch."""
+    """Sums over a micro-batch in float32. The caller divides them by the denominators of the global batch."""
 
-    distill: Tensor  # scalar, of the distances of student and teacher, over the positions that count
-    align: Tensor  # scalar, of the distances of virtual tokens to token embeddings, over transcript tokens
+    distill: Tensor  # scalar, weighted sum of the distances of student and teacher over all positions
+    align: Tensor  # scalar, sum of the distances of virtual tokens to token embeddings over all transcript tokens
 
 
 def loss_sums(
@@ -46,9 +46,9 @@ def loss_sums(
     after: Continuation | None = None,
     on_stage: OnStage = no_stage,
 ) -> LossSums:
-    """L_distill and L_align of a micro-batch before their division (see `diva.training.losses`); 0 where not asked.
+    """L_distill and L_align of a micro-batch before the division (see `diva.training.losses`); 0 if not computed.
 
-    `after` is what its rows go on with; None: the suffix of the prompt, as in the paper.
+    `after` is the continuation of each row; None: the suffix of the prompt, as in the paper.
     """
     v = _virtual_tokens(model, frozen, batch, on_stage)
     if v.requires_grad and on_stage is not no_stage:
@@ -67,7 +67,7 @@ def loss_sums(
 
 
 def position_weights(batch: SpeechBatch, after: Continuation | None, objective: Objective) -> Tensor:
-    """How much each position of a batch counts in L_distill, [B] or [B, P]; their sum is its denominator."""
+    """The weight of each position of a batch in L_distill, [B] or [B, P]. Its denominator is the sum of the weights."""
     return batch.valid.float() if after is None else after.weights(batch.valid, objective.end_weight)
 
 
@@ -81,10 +81,10 @@ def measure_sums(
     static_shapes: bool = False,
     on_stage: OnStage = no_stage,
 ) -> dict[str, Tensor]:
-    """For each of MEASURES its sum over a batch and over how many clips or tokens that is, [2] in float32.
+    """For each of MEASURES: the sum over a batch and the number of clips or tokens, [2] in float32.
 
-    With `after`, what its rows go on with, for each of ANSWER_MEASURES too. With `static_shapes` no shape depends on
-    the data: on XLA each would be compiled anew.
+    With `after`, the continuation of each row, also for each of ANSWER_MEASURES.
+    With `static_shapes` no shape depends on the data: XLA compiles every new shape.
     """
     v = _virtual_tokens(model, frozen, batch, on_stage)
     aligned = _aligned_tokens(model, v, batch, static_shapes)
@@ -98,7 +98,7 @@ def measure_sums(
         valid = after.weights(batch.valid) > 0
         values |= {MEASURES[1]: (agreement[:, 0], batch.valid), MEASURES[2]: (kl[:, 0], batch.valid)}
         values |= {ANSWER_MEASURES[0]: (agreement, valid), ANSWER_MEASURES[1]: (kl, valid)}
-    # Masked, not chosen, for the same reason.
+    # Multiplied by a mask, not indexed by it, for the same reason.
     sums = {
         name: torch.stack([value.float().masked_fill(~valid, 0.0).sum(), valid.float().sum()])
         for name, (value, valid) in values.items()
@@ -126,7 +126,7 @@ def _states(
     after: Continuation | None,
     on_stage: OnStage,
 ) -> tuple[Tensor, Tensor]:
-    """h_student and h_teacher [B, D], or [B, P, D] where the rows go on."""
+    """h_student and h_teacher [B, D], or [B, P, D] with a continuation."""
     where = (None, None) if after is None else (after.ids, after.at)
     student = model.student_states(v, batch.samples, batch.padded_samples, *where)
     on_stage("student")
@@ -138,7 +138,7 @@ def _states(
 def _aligned_tokens(
     model: DivaForConditionalGeneration, v: Tensor, batch: SpeechBatch, static_shapes: bool
 ) -> tuple[Tensor, Tensor]:
-    """Whether each transcript token is the nearest to the virtual token that faces it, and which are valid."""
+    """Whether each transcript token is the nearest to its virtual token, and the mask of valid tokens."""
     embeddings = Embeddings(model.llm)
     if not static_shapes:
         found = metrics.aligned_tokens(v, batch.token_ids, batch.tokens, embeddings)

@@ -1,4 +1,4 @@
-"""The distinct transcripts of a split, and names for what the frozen parts say of them: the cache's keys."""
+"""The distinct transcripts of a split, and the cache keys of what is computed from them."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ _FORMAT = "3"
 
 @dataclass(frozen=True)
 class Transcripts:
-    """Token ids of each distinct transcript of a split, in an order that depends on them only."""
+    """Token ids of each distinct transcript of a split. Their order depends on the transcripts only."""
 
     distinct: list[tuple[int, ...]]
-    numbers: dict[str, int]  # clip id -> which of `distinct`
+    numbers: dict[str, int]  # clip id -> index into `distinct`
 
     @classmethod
     def of(cls, manifest: Manifest, tokenizer: PreTrainedTokenizerBase) -> "Transcripts":
@@ -29,7 +29,7 @@ class Transcripts:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Tells one set of weights from another: a slice of every parameter, its type and its shape."""
+    """A digest of the weights, from a slice of every parameter, its type and its shape."""
     found = hashlib.sha256()
     for name, weight in sorted(module.named_parameters()):
         found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -39,5 +39,6 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def digest(*parts: object) -> str:
-    """A name for what depends on `parts` alone."""
+    """A digest of `parts`: the cache key of anything that depends on them only."""
+
     return hashlib.sha256(repr((_FORMAT, *parts)).encode()).hexdigest()[:32]

@@ -92,7 +92,7 @@ def test_check_skipped_refuses_above_the_fraction_and_not_at_it():
         check_skipped(manifests, 0.02, "run/skipped.tsv")
     assert str(refusal.value) == (
         "1 of 40 clips (2.5%) cannot be used: 1 empty text; they are listed in run/skipped.tsv;"
-        " mend them, or accept the loss with data.max_skipped_fraction=0.03 (now 0.02)"
+        " correct them, or accept the loss with data.max_skipped_fraction=0.03 (now 0.02)"
     )
     with pytest.raises(UserError, match=r"'dev' of here has no clip that can be used \(2 empty text\)"):
         check_skipped({"train": made(["a"] * 98), "dev": made(["", ""])}, 1.0, "skipped.tsv")

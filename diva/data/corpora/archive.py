@@ -1,8 +1,9 @@
-"""Tar archives read in place: one pass finds where each member lies, a clip's bytes are then read by offset.
+"""Tar archives read in place: one pass makes an index of the members, then a clip's bytes are read by offset.
 
-A compressed archive cannot be read so. It is inflated once, into one file of the cache, and not sought in: an index
-into gzip (indexed_gzip, rapidgzip) costs a clip of 5 s 10 to 19 ms of inflating around it, twice what decoding it
-costs, reads 25 to 100 times its bytes from disk, and holds 1 to 3 % of the archive in the memory of every worker.
+A compressed archive cannot be read by offset. It is decompressed once, into one file of the cache.
+An index into gzip (indexed_gzip, rapidgzip) is not used, because it costs more. For a clip of 5 s it decompresses for
+10 to 19 ms, twice the time of decoding the clip. It reads 25 to 100 times the clip's bytes from disk. It holds 1 to 3 %
+of the archive in the memory of every worker.
 """
 
 import gzip
@@ -37,42 +38,42 @@ T = TypeVar("T")
 class Member(NamedTuple):
     """A file in a tar archive."""
 
-    name: str  # in normal form: no ./ in front
-    offset: int  # of its first byte
+    name: str  # normalized: without a leading ./
+    offset: int  # position of its first byte in the archive
     size: int  # bytes
 
 
 class TornArchive(Exception):
-    """An archive that breaks off, or is none. Its text says where."""
+    """The archive ends too early, or is not a tar archive. The message says where."""
 
 
 def read_members(file: BinaryIO) -> Iterator[Member]:
-    """The plain files in a tar archive, in order; between two of them `file` may be read at will.
+    """The regular files in a tar archive, in order. The caller may read from `file` between two of them.
 
-    Raises TornArchive behind the last whole one if the archive does not end as it should. Python's own reader
-    takes any nonsense behind the first member for the end.
+    Raises TornArchive after the last complete member if the archive does not end correctly. Python's own reader takes
+    any invalid bytes after the first member for the end of the archive.
     """
     size = os.fstat(file.fileno()).st_size
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # a kilobyte each
+                tar.members.clear()  # type: ignore[attr-defined]  # each takes a kilobyte of memory
                 if member.offset_data + member.size > size:
                     raise TornArchive(f"it breaks off in {member.name}, at byte {size}")
                 if member.isreg() and not member.issparse():
-                    # Bytes that are not UTF-8 come as lone surrogates, which no table holds.
+                    # Bytes that are not UTF-8 become lone surrogates, which a table cannot hold.
                     name = member.name.encode(errors="surrogateescape").decode(errors="replace")
                     yield Member(posixpath.normpath(name), member.offset_data, member.size)
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise TornArchive(f"it breaks off at byte {tar.offset}")
-    # ValueError: numbers in a header that are none.
+    # ValueError: a header with invalid numbers.
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise TornArchive(f"it cannot be read as a tar archive: {error}") from error
 
 
 def plain_tar(archive: Path, folder: Path) -> Path:
-    """The archive itself, or where it is compressed, `folder`/archive.tar with what it holds.
+    """The path of an uncompressed tar: the archive itself, or if it is compressed, its copy `folder`/archive.tar.
 
     Raises UserError for a compressed archive that is damaged, and for one that cannot be opened.
     """
@@ -89,20 +90,20 @@ def plain_tar(archive: Path, folder: Path) -> Path:
             gzip.GzipFile(fileobj=compressed) as stream,
             inflated.open("wb") as plain,
         ):
-            shutil.copyfileobj(stream, plain, _COPY_BYTES)  # to the end, where the checksum is
+            shutil.copyfileobj(stream, plain, _COPY_BYTES)  # reads to the end, so the checksum is verified
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{archive} is damaged; fetch it again: {error}") from error
     return inflated
 
 
 def identity(file: Path) -> str:
-    """Tells a file from another, and from what it was before it was written to."""
+    """A digest that differs between files, and changes when the file is written to."""
     stat = file.stat()
     return f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def write_rows(file: Path, schema: pa.Schema, rows: Iterable[tuple]) -> None:
-    """Write rows so that `read_table` can map them; no more than some of them are in memory at a time."""
+    """Write rows to a file that `read_table` can map. Only a part of the rows is in memory at a time."""
     rows = iter(rows)
     with pa.ipc.new_file(str(file), schema) as writer:
         while some := list(islice(rows, _ROWS_AT_ONCE)):
@@ -114,15 +115,15 @@ def write_rows(file: Path, schema: pa.Schema, rows: Iterable[tuple]) -> None:
 
 
 def read_table(file: Path) -> pa.Table:
-    """A table that stays on disk: processes share its pages."""
+    """A table mapped into memory from disk. Processes share its pages."""
     return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
 
 
 @dataclass(frozen=True)
 class TarAudio:
-    """One member of a tar archive a clip.
+    """Clips that are members of tar archives.
 
-    The archive is opened for each clip, as AudioFiles opens files: that takes 20 µs, and workers share no handle.
+    The archive is opened for each clip: that takes 20 µs, and workers share no file handle.
     """
 
     archives: tuple[Path, ...]
@@ -160,6 +161,6 @@ class TarAudio:
         try:
             return hear(encoded, self.max_seconds)
         except AudioFault as fault:
-            # They call what has no name of its own "bytes".
+            # The decoder calls a source without a file name "bytes".
             detail = fault.detail.removeprefix("bytes")
             raise AudioFault(fault.reason, f"{name} in {path}{detail}") from fault

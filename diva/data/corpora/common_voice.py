@@ -1,7 +1,8 @@
 """The official Common Voice release, of any language and year, as a folder, as its .tar.gz or as a .tar.
 
-Layout: RELEASE/LOCALE/clips/*.mp3, train.tsv, dev.tsv, test.tsv, validated.tsv, ... and clip_durations.tsv. Spontaneous
-Speech: RELEASE/audios/*.mp3 and one TSV file with the columns audio_file, transcription, duration_ms and split.
+Layout: RELEASE/LOCALE/clips/*.mp3, train.tsv, dev.tsv, test.tsv, validated.tsv, ... and clip_durations.tsv.
+Layout of Common Voice Spontaneous Speech: RELEASE/audios/*.mp3 and one TSV file with the columns audio_file,
+transcription, duration_ms and split.
 """
 
 import codecs
@@ -35,17 +36,17 @@ from diva.errors import UserError
 from diva.models.pretrained import cache_dir
 from diva.terminal import progress_open
 
-# No row of a release is anywhere near as long.
+# Bytes per block. All rows of a release are much shorter.
 _BLOCK_BYTES = 4 << 20
-# A digest of the sentence, of no use once the sentence is there: 64 MB in a million rows.
+# A digest of the sentence. It is not needed, and takes 64 MB in a million rows.
 _UNREAD_COLUMNS = ("sentence_id",)
-# The other columns repeat their values, and hold each once: a million client ids would be 128 MB.
+# All other columns repeat their values, so they are dictionary-encoded: a million client ids would take 128 MB.
 _UNIQUE_COLUMNS = ("path", "sentence", "clip", "duration[ms]", "audio_file", "transcription", "duration_ms")
-# (clip, sentence) in a release of read and in one of spontaneous speech, and where their clips are.
+# Columns of clip and sentence, and folders of clips: first for read speech, then for spontaneous speech.
 _COLUMNS = (("path", "sentence"), ("audio_file", "transcription"))
 _CLIPS = ("clips", "audios")
 _CONVERTED = (".wav", ".flac", ".ogg", ".opus")
-# Raise it when the same archive would be indexed differently.
+# Increase it if the same archive is indexed differently.
 _INDEX_VERSION = 2
 _NOT_UTF8 = "\N{REPLACEMENT CHARACTER}"
 
@@ -53,9 +54,9 @@ _NOT_UTF8 = "\N{REPLACEMENT CHARACTER}"
 class CommonVoice:
     """A corpus in the layout of a Common Voice release.
 
-    `root` is a release folder with one folder a locale, a locale's own folder, a folder that holds releases, or
-    the archive of any of them: a .tar, read where it is, or a .tar.gz, inflated once into the cache. `locale` may
-    be left out where there is only one. Raises UserError where no such layout is found.
+    `root` is one of: a release folder with one folder per locale, the folder of a locale, a folder of releases, or an
+    archive of any of these. A .tar is read in place. A .tar.gz is decompressed once into the cache.
+    `locale` is optional if there is only one. Raises UserError if no such layout is found.
     """
 
     def __init__(self, root: str | Path, locale: str | None = None, max_seconds: float = WHISPER_SECONDS):
@@ -67,14 +68,14 @@ class CommonVoice:
         self.max_seconds = max_seconds
 
     def splits(self) -> list[str]:
-        """Every TSV file that lists clips and sentences, or the values of its column `split`.
+        """The names of all splits: of each TSV file with clips and sentences, or the values of its column `split`.
 
-        Where validated.tsv is alone, it is parted into train, dev and test by speaker.
+        If validated.tsv is the only file, it is divided into train, dev and test by speaker.
         """
         return sorted(self._tables())
 
     def manifest(self, split: str) -> Manifest:
-        """The clips of a split. Raises UserError for a split that is not there, naming those that are."""
+        """The clips of a split. Raises UserError for an unknown split; the message lists the existing ones."""
         tables = self._tables()
         if split not in tables:
             raise UserError(
@@ -107,7 +108,7 @@ class CommonVoice:
         return sound_clips(columns, audio, self.max_seconds, faults, skipped, str(tsv))
 
     def _tables(self) -> dict[str, tuple[Path, str | None]]:
-        """Split -> its file, and which of its rows are meant: one of _PARTS, or None for all of them."""
+        """Split -> its file, and the part of its rows: one of _PARTS, or None for all rows."""
         found: dict[str, tuple[Path, str | None]] = {}
         for tsv in sorted(tsv for tsv in self.folder.glob("*.tsv") if tsv.is_file()):
             header = {*_header(tsv)}
@@ -123,7 +124,7 @@ class CommonVoice:
         return found
 
     def _find_audio(self, listed: pa.ChunkedArray) -> tuple[AudioSource, np.ndarray]:
-        """The audio of each listed path [n], and the mask [n] of those that are not there."""
+        """The audio of each listed path [n], and the mask [n] of missing files."""
         if self.archive:
             members = self.archive.clips(self.folder)
             found = _find_names(listed, members["name"].combine_chunks())
@@ -138,7 +139,7 @@ class CommonVoice:
 
 @dataclass(frozen=True)
 class _Archive:
-    """What the cache knows about a release that is one file."""
+    """The cached tables and index of a release that is an archive."""
 
     tar: Path
     tables: Path  # the folders and TSV files of the release, without clips
@@ -159,7 +160,7 @@ _CLIP_SCHEMA = pa.schema(
 
 
 def _index(archive: Path) -> _Archive:
-    """The archive's tables and where its clips lie, in the cache. Raises UserError for one that is damaged."""
+    """The tables and the clip index of an archive, in the cache. Raises UserError for a damaged archive."""
     key = sha256(os.fsencode(f"{_INDEX_VERSION} {identity(archive)}")).hexdigest()[:12]
     name = f"{archive.name.split('.tar')[0]}-{key}"
 
@@ -177,7 +178,7 @@ def _index(archive: Path) -> _Archive:
 
 
 def _clips(file: BinaryIO, tables: Path) -> Iterator[tuple[int, str, int, int]]:
-    """The clips of a release, in the columns of the index; its tables are written below `tables` on the way."""
+    """The clips of an archive, as rows of the index. The TSV files are written to the folder `tables` meanwhile."""
     tables.mkdir()
     folders: set[str] = set()  # that hold clips
     parents: set[str] = set()  # that hold tables
@@ -192,7 +193,7 @@ def _clips(file: BinaryIO, tables: Path) -> Iterator[tuple[int, str, int, int]]:
             parents.add(parent)
             file.seek(offset)
             (tables / name).write_bytes(file.read(size))
-    # Where the clips of a table are, and where they would be.
+    # The folders of clips that exist, and those that the tables need.
     folders |= {
         posixpath.join(parent, _CLIPS[0])
         for parent in parents
@@ -208,8 +209,8 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 
 def _choose_locale(root: Path, folder: Path, locale: str | None) -> Path:
-    """The folder of the one locale asked for, or of the only one there is, in the `folder` that `root` stands for."""
-    # The folder is a locale, or holds locales, or holds releases of them.
+    """The folder of `locale`, or of the only locale, in `folder`. `root` is the user's name of it, for messages."""
+    # `folder` is a locale, or contains locales, or contains releases.
     for depth in ("", "*/", "*/*/"):
         beside = (path.parent for clips in _CLIPS for path in folder.glob(f"{depth}{clips}"))
         if found := sorted({path for path in beside if any(path.glob("*.tsv"))}):
@@ -234,9 +235,10 @@ def _header(tsv: Path) -> list[str]:
 
 
 def _read_tsv(tsv: Path, skipped: list[Skip]) -> dict[str, pa.ChunkedArray]:
-    """The columns of a file without quoting, all string [n]; rows with too few or many cells go to `skipped`.
+    """The columns of a TSV file without quoting, all string [n].
 
-    Bytes that are not UTF-8 become U+FFFD. Raises UserError where the file is no table at all.
+    Rows with too few or too many cells are added to `skipped`. Bytes that are not UTF-8 become U+FFFD.
+    Raises UserError if the file is not a table.
     """
     names = _header(tsv)
     if doubled := {name for name in names if names.count(name) > 1}:
@@ -276,7 +278,7 @@ def _read_tsv(tsv: Path, skipped: list[Skip]) -> dict[str, pa.ChunkedArray]:
 
 
 def _file_names(folder: Path) -> pa.Array:
-    """The names of the files in a folder, string. Raises UserError where it cannot be read."""
+    """The names of the files in a folder, string. Raises UserError if it cannot be read."""
     names = list_files(folder)
     chunks = iter(lambda: pa.array(list(islice(names, 1 << 16)), pa.string()), pa.array([], pa.string()))
     try:
@@ -286,7 +288,7 @@ def _file_names(folder: Path) -> pa.Array:
 
 
 def _names_below(folder: Path, listed: pa.ChunkedArray) -> list[pa.Array]:
-    """The files of the sub-folders that are named in the listed paths, by their names from `folder` on."""
+    """The files in the subfolders that the listed paths name, as paths relative to `folder`."""
     deeper = listed.filter(pc.match_substring(listed, "/"))
     parents = {posixpath.dirname(path) for path in deeper.to_pylist()}
     found = []
@@ -299,10 +301,10 @@ def _names_below(folder: Path, listed: pa.ChunkedArray) -> list[pa.Array]:
 
 
 def _find_names(listed: pa.ChunkedArray, names: pa.Array) -> pa.Array:
-    """The place in `names` of each listed path, int32 [n], null where there is none.
+    """The index in `names` of each listed path, int32 [n], null if it is missing.
 
-    A name is found too when it differs in case or in Unicode form, lacks its ending, as in the first releases, or has
-    that of a lossless format, as in those that others have converted.
+    Names may differ in case or in Unicode normal form. A listed path may lack its extension, as in the first releases.
+    The file may have the extension of another format, as in converted releases.
     """
     where = pc.index_in(listed, names).combine_chunks()
     for ending, replaced in (("", ""), (".mp3", ""), *((ending, r"[.]mp3$") for ending in _CONVERTED)):
@@ -321,7 +323,7 @@ def _alike(names: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
 
 
 def _listed_durations(tsv: Path, listed: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Seconds of each listed clip, float32 [n], NaN where the release does not say."""
+    """Duration of each listed clip in seconds, float32 [n], NaN if the release does not list it."""
     if not tsv.is_file() or not {"clip", "duration[ms]"} <= {*_header(tsv)}:
         return pa.chunked_array([np.full(len(listed), np.nan, dtype=np.float32)])
     columns = _read_tsv(tsv, [])
@@ -330,7 +332,7 @@ def _listed_durations(tsv: Path, listed: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _seconds(milliseconds: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Float32 [n], NaN for what is no number."""
+    """Milliseconds as text [n] -> seconds, float32 [n], NaN for text that is not a number."""
     milliseconds = milliseconds.cast(pa.string())
     is_number = pc.match_substring_regex(milliseconds, r"^[0-9]{1,15}([.][0-9]+)?$")
     seconds = pc.divide(pc.if_else(is_number, milliseconds, None).cast(pa.float32()), 1000.0)
@@ -338,7 +340,7 @@ def _seconds(milliseconds: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _without_escapes(sentences: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Sentences that were written as CSV, a quotation mark doubled and all of it between two, as they were said."""
+    """Undo CSV quoting of sentences that contain quotation marks: remove the outer marks, halve the doubled ones."""
     escaped = pc.match_substring_regex(sentences, r'^"(?:[^"]|"")*""(?:[^"]|"")*"$')
     if not pc.any(escaped).as_py():
         return sentences
@@ -347,19 +349,19 @@ def _without_escapes(sentences: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _clips_folder(locale: Path) -> Path:
-    """Where the clips of a locale are."""
+    """The folder with the clips of a locale."""
     return next((locale / name for name in _CLIPS if (locale / name).is_dir()), locale / _CLIPS[0])
 
 
 def _rows_named(tsv: Path, columns: dict[str, pa.ChunkedArray], split: str) -> np.ndarray:
-    """Mask [n] of the rows whose column `split` says so."""
+    """Mask [n] of the rows with this value in the column `split`."""
     return pc.equal(columns["split"].cast(pa.string()), split).to_numpy()
 
 
 def _rows_of_speakers(tsv: Path, columns: dict[str, pa.ChunkedArray], split: str) -> np.ndarray:
-    """Mask [n] of the rows of a split made by speaker: dev and test have 5 % of the clips, and at least a speaker each.
+    """Mask [n] of the rows of a split by speaker. Dev and test have 5 % of the clips each, and at least one speaker.
 
-    The order of the speakers is that of their digests, the same wherever and whenever it is made.
+    The speakers are ordered by their digests, so the split is always the same.
     """
     if "client_id" not in columns:
         raise UserError(

@@ -17,22 +17,22 @@ from diva.audio.frames import WHISPER_SECONDS
 from diva.data.manifest import Manifest, named_columns, sound_clips
 from diva.errors import AudioFault, UserError
 
-# What the speakers are called in the datasets in use; the first that is there is taken.
+# Names of the speaker column in well-known datasets. The first one that exists is used.
 _SPEAKER_COLUMNS = ("client_id", "speaker_id", "speaker")
 _NO_OFFSET = pa.array(["", "0", "0.0"])
 _PLAIN_TYPES = ("string", "large_string", "int", "uint", "float", "bool")
 
 
 class HubDataset:
-    """A dataset with a column of audio and one of text.
+    """A dataset with an audio column and a text column.
 
     Args:
         path: name on the hub; or a folder, written by `save_to_disk` or with parquet, arrow or audio files.
-        name: configuration, where the dataset has several: of what `save_to_disk` wrote, the folder `path/name`.
+        name: configuration, if the dataset has several. For data of `save_to_disk` it is the folder `path/name`.
         audio_column: encoded audio (bytes or files), or waveforms as {array, sampling_rate}.
-        text_column: what is said.
-        max_seconds: longer clips are left out.
-        splits: our name of a split -> the dataset's, where they differ.
+        text_column: transcripts.
+        max_seconds: longer clips are skipped.
+        splits: our name of a split -> the dataset's name, if they differ.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class HubDataset:
         self.splits = dict(splits or {})
 
     def manifest(self, split: str) -> Manifest:
-        """The clips of a split. Raises UserError where the dataset, the split or a column is not there."""
+        """The clips of a split. Raises UserError if the dataset, the split or a column does not exist."""
         origin = f"{self.path}, split {self.splits.get(split, split)}"
         dataset = self._load(self.splits.get(split, split))
         plain = [name for name, feature in dataset.features.items() if _is_plain(feature)]
@@ -80,9 +80,9 @@ class HubDataset:
             if written is None:
                 return load_dataset(str(folder) if folder.is_dir() else self.path, self.name, split=split)
             saved = load_from_disk(str(written))
-        # What it raises is anything: RuntimeError for a script, ImportError for a package, KeyError for a feature.
+        # It can raise anything: RuntimeError for a script, ImportError for a package, KeyError for a feature.
         except Exception as error:
-            # The library's own words name the splits and configurations that are there, its first error the cause.
+            # The library's message lists the existing splits and configurations. Its first error names the cause.
             said = dict.fromkeys(" ".join(str(one).split()) for one in (error, _first_cause(error)))
             raise UserError(
                 f"cannot load the dataset {self.path!r}, split {split!r}: {': '.join(said)}"
@@ -100,9 +100,10 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 def _written(folder: Path, name: str | None) -> Path | None:
-    """What `save_to_disk` wrote: FOLDER, or FOLDER/NAME where there is a name; None where it wrote neither.
+    """The folder that `save_to_disk` wrote: FOLDER, or with a name FOLDER/NAME; None if it wrote neither.
 
-    Raises UserError for a name that has no folder: another configuration's data must not stand in for it.
+    Raises UserError if FOLDER/NAME does not exist but FOLDER is a dataset. Another configuration must not be used in
+    its place.
     """
     if name is None:
         return folder if _is_written(folder) else None
@@ -125,9 +126,9 @@ def _is_written(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class DatasetAudio:
-    """The audio of a dataset, not decoded by the library."""
+    """The audio of a dataset. The library does not decode it."""
 
-    dataset: Dataset  # of the one column `audio`, in arrow format
+    dataset: Dataset  # with the single column `audio`, in arrow format
     max_seconds: float
 
     def waveform(self, row: int) -> np.ndarray:
@@ -145,7 +146,7 @@ class DatasetAudio:
         return self._check_length(*audio, row)
 
     def fingerprint(self, rows: np.ndarray) -> str:
-        # The library's own, which changes with the files and with every transformation.
+        # The library's fingerprint changes with the files and with every transformation.
         return sha256(f"{self.dataset._fingerprint} {self.max_seconds}".encode() + rows.tobytes()).hexdigest()
 
     def _check_length(self, samples: np.ndarray, rate: int, row: int) -> float:
@@ -180,13 +181,13 @@ def _samples(values: pa.ListScalar, rate: int | float | None, row: int) -> tuple
         kind = kind.value_type
     try:
         samples = np.asarray(values.as_py(), dtype=kind.to_pandas_dtype())
-    except (ValueError, TypeError) as error:  # nulls among them, channels of unequal length
+    except (ValueError, TypeError) as error:  # nulls in the samples, or channels of unequal length
         raise AudioFault("damaged audio", f"row {row}: {error}") from error
     if samples.ndim > 2 or not np.issubdtype(samples.dtype, np.number):
         raise AudioFault("damaged audio", f"row {row} holds {samples.dtype} {samples.shape}, no waveform")
     if np.issubdtype(samples.dtype, np.integer):
         samples = whole_numbers_to_float(samples)
-    # Some write channels first; there are always fewer channels than samples.
+    # Some datasets have the channels first. There are always fewer channels than samples.
     return samples.T if samples.ndim == 2 and samples.shape[0] < samples.shape[1] else samples, int(rate)
 
 
@@ -197,7 +198,7 @@ def _holds_audio(feature: FeatureType) -> bool:
 
 
 def _is_plain(feature: FeatureType) -> bool:
-    """Single values that can be written as strings."""
+    """Whether a feature is a single value that can be written as a string."""
     return isinstance(feature, Value) and feature.dtype.startswith(_PLAIN_TYPES)
 
 
@@ -206,7 +207,7 @@ def _audio_only(dataset: Dataset, column: str) -> Dataset:
     if column != "audio":
         audio = audio.rename_column(column, "audio")
     if isinstance(audio.features["audio"], Audio):
-        # Decoding is ours: the library's needs torchcodec, and would not name what is wrong with a clip.
+        # Decoded by diva: the library's decoding needs torchcodec, and does not report what is wrong with a clip.
         audio = audio.cast_column("audio", Audio(decode=False))
     return audio.with_format("arrow")
 

@@ -1,7 +1,7 @@
-"""A corpus of one's own: one JSON object a line with `audio` (a path), `text`, and `duration` in seconds if known.
+"""A JSONL manifest: one JSON object per line with `audio` (a path), `text`, and `duration` in seconds if known.
 
-With `offset` (seconds) the clip is that segment of the file, as in NeMo's manifests: `duration` long, or to the end.
-`audio_filepath` is NeMo's name of `audio`.
+With `offset` (seconds) the clip is a segment of the file, as in NeMo's manifests: it starts at `offset` and is
+`duration` long, or ends with the file. NeMo's key `audio_filepath` means the same as `audio`.
 """
 
 import codecs
@@ -24,11 +24,11 @@ from diva.audio.frames import WHISPER_SECONDS
 from diva.data.manifest import AudioFiles, Manifest, Skip, list_files, named_columns, sound_clips
 from diva.errors import UserError
 
-# A block with a line that only the careful reader can judge is read by it as a whole.
+# Bytes per block. A block that the fast parser may read wrongly is read line by line.
 _BLOCK_BYTES = 1 << 20
-# Half of a surrogate pair can be written so, but is no character.
+# JSON escapes can hold half of a surrogate pair, which is not a character.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-# Keys that say which part of the audio is meant, in a way that is not read here.
+# Keys that select a part of the audio and are not supported.
 UNREAD = ("start", "end", "begin", "start_time", "end_time", "begin_time", "channel", "channel_selector")
 _NEMO = "_manifest.json"
 _NUMBERS = ("duration", "offset")
@@ -36,11 +36,13 @@ _AS_TEXT = (pa.string(), pa.null(), pa.int64(), pa.bool_())
 
 
 class JsonlCorpus:
-    """`manifests` names the file of each split, or the folder that holds them as SPLIT.jsonl or SPLIT_manifest.json.
+    """A corpus of JSONL manifests.
 
-    A path in `audio` is relative to the file that it stands in, or absolute; it may begin with ~ or file://, and its
-    Unicode form may be another than that of the file's name. Every further key becomes a column of strings, but a
-    line is skipped that has one of UNREAD. Raises UserError where a file is missing.
+    `manifests` maps each split to its file. It may also be a folder with files SPLIT.jsonl or SPLIT_manifest.json.
+    A path in `audio` is absolute, or relative to the manifest's folder. It may start with ~ or file://. Its Unicode
+    normal form may differ from that of the file name.
+    Every other key becomes a column of strings. A line with one of the keys UNREAD is skipped.
+    Raises UserError if a file is missing.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class JsonlCorpus:
         self.max_seconds = max_seconds
 
     def manifest(self, split: str) -> Manifest:
-        """The clips of a split. Raises UserError for one that is not there, naming those that are."""
+        """The clips of a split. Raises UserError for an unknown split; the message lists the existing ones."""
         if split not in self.files:
             raise UserError(f"no split {split!r} in this corpus, there are: {', '.join(self.files)}")
         file = self.files[split]
@@ -82,7 +84,7 @@ class JsonlCorpus:
 
 
 def _read(file: Path, skipped: list[Skip]) -> dict[str, pa.ChunkedArray]:
-    """The columns of the lines that can be used: `duration` and `offset` float64, the others string; [n] each."""
+    """The columns [n] of the usable lines: `duration` and `offset` float64, the others string."""
     empty = pa.table({"audio": pa.array([], pa.string()), "text": pa.array([], pa.string())})
     for name in _NUMBERS:
         empty = empty.append_column(name, pa.array([], pa.float64()))
@@ -99,7 +101,7 @@ def _read(file: Path, skipped: list[Skip]) -> dict[str, pa.ChunkedArray]:
 
 
 def _block(lines: list[bytes]) -> pa.Table | None:
-    """The rows of some lines, by arrow's parser; None where it cannot, or where `_row` might see them otherwise."""
+    """The rows of some lines, by arrow's fast parser; None if it fails or may read them differently from `_row`."""
     block = b"".join(lines)
     rows = sum(not line.isspace() for line in lines)
     if not rows or _SURROGATE.search(block):
@@ -136,7 +138,7 @@ def _block(lines: list[bytes]) -> pa.Table | None:
 
 
 def _rows(file: Path, first: int, lines: list[bytes], skipped: list[Skip]) -> pa.Table:
-    """The rows of some lines, each judged by itself; `first` is the number of the first line."""
+    """The rows of some lines, parsed one by one; `first` is the number of the first line."""
     rows = []
     for number, line in enumerate(lines, start=first):
         if not line.strip():
@@ -150,8 +152,8 @@ def _rows(file: Path, first: int, lines: list[bytes], skipped: list[Skip]) -> pa
 
 
 def _row(line: bytes) -> dict[str, str | float]:
-    """Raises ValueError where the line is no clip."""
-    # Text, because json would guess the encoding of each line of bytes; the mark is that of some editors.
+    """One line as a row. Raises ValueError if the line is not a clip."""
+    # Decoded here, because json guesses the encoding of bytes. Some editors write a byte order mark.
     values = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
     if not isinstance(values, dict):
         raise ValueError("not a JSON object")
@@ -164,7 +166,7 @@ def _row(line: bytes) -> dict[str, str | float]:
         if values.get(name) is not None:
             raise ValueError(
                 f"{name!r} says which part of the audio is meant, and is not read: write offset and duration in"
-                " seconds, or drop it where the audio is cut already"
+                " seconds, or remove the key if the audio is already cut"
             )
     seconds, offset = (values.pop(name, None) for name in _NUMBERS)
     if offset is not None and not (_is_number(offset) and 0 <= offset < math.inf):
@@ -174,7 +176,7 @@ def _row(line: bytes) -> dict[str, str | float]:
         row[name] = value if isinstance(value, str) else "" if value is None else json.dumps(value)
     if _SURROGATE.search(line):
         "".join([*row, *row.values()]).encode()
-    # A duration that is no number is unknown; it is read from the audio later.
+    # A duration that is not a number counts as unknown, and is read from the audio later.
     return row | {
         "duration": float(seconds) if _is_number(seconds) else math.nan,
         "offset": math.nan if offset is None else float(offset),
@@ -186,7 +188,7 @@ def _is_number(value: object) -> bool:
 
 
 def _with_offsets(names: pa.ChunkedArray, offsets: np.ndarray) -> pa.ChunkedArray:
-    """The segments of a file under names of their own, FILE@SECONDS."""
+    """The names of segments: FILE@SECONDS."""
     named = zip(names.to_pylist(), offsets.tolist(), strict=True)
     return pa.chunked_array(
         [[name if math.isnan(at) else f"{name}@{at:g}" for name, at in named]], pa.string()
@@ -194,7 +196,7 @@ def _with_offsets(names: pa.ChunkedArray, offsets: np.ndarray) -> pa.ChunkedArra
 
 
 def _find_files(folder: Path, listed: pa.ChunkedArray) -> tuple[pa.ChunkedArray, np.ndarray]:
-    """The path of each listed file [n], and the mask [n] of those that are not there."""
+    """The path of each listed file [n], and the mask [n] of missing files."""
 
     @lru_cache(maxsize=1024)
     def files_in(parent: str) -> set[str]:

@@ -32,10 +32,10 @@ from diva.errors import AudioFault, UserError
 from diva.models.pretrained import cache_dir
 from diva.terminal import track
 
-# Raise it when the same shards would be indexed differently.
+# Increase it if the same shards are indexed differently.
 FORMAT_VERSION = 2
 AUDIO_ENDINGS = ("mp3", "wav", "flac", "ogg", "opus")
-# In a pattern, it stands for the name of the split.
+# In a pattern, this word is replaced by the name of the split.
 SPLIT = "SPLIT"
 _TEXT_ENDINGS = ("txt", "json")
 _MAX_TEXT_BYTES = 1 << 20
@@ -54,14 +54,14 @@ _SCHEMA = pa.schema(
 
 
 class WebDataset:
-    """A corpus of plain .tar shards, read in place by any number of workers, in any order.
+    """A corpus of uncompressed .tar shards. Any number of workers read them in place, in any order.
 
     Args:
-        root: a folder with SPLIT/*.tar or SPLIT-*.tar in it; or a pattern that says where the shards are, with
-            the word SPLIT where the name of the split belongs, such as `speech/SPLIT-*.tar`.
-        text_key: where KEY.json holds the transcript; KEY.txt is nothing else, and goes before it. The keys
-            `speaker` and `duration` (seconds) are read from it too.
-        max_seconds: longer clips are left out.
+        root: a folder with SPLIT/*.tar or SPLIT-*.tar in it; or a pattern of shards with the word SPLIT in place of
+            the name of the split, such as `speech/SPLIT-*.tar`.
+        text_key: key of the transcript in KEY.json. If KEY.txt exists, its whole text is the transcript instead. The
+            keys `speaker` and `duration` (seconds) of KEY.json are read too.
+        max_seconds: longer clips are skipped.
     """
 
     def __init__(self, root: str | Path, text_key: str = "text", max_seconds: float = WHISPER_SECONDS):
@@ -70,7 +70,7 @@ class WebDataset:
         self.max_seconds = max_seconds
 
     def manifest(self, split: str) -> Manifest:
-        """The clips of a split, shard by shard. Raises UserError where it has no shards."""
+        """The clips of a split, shard by shard. Raises UserError if it has no shards."""
         shards = self._shards(split)
         key = f"{FORMAT_VERSION} {self.text_key}\n" + "\n".join(map(identity, shards))
         folder = build_once(
@@ -99,7 +99,7 @@ class WebDataset:
         raise UserError(f"no shard {' or '.join(patterns)} for the split {split!r}{there}")
 
     def _splits(self) -> list[str]:
-        """The splits that a folder has, for a message."""
+        """The splits of a folder, for an error message."""
         folder = Path(self.root)
         named = (re.fullmatch(r"(.+)-.*\.tar", file.name) for file in folder.glob("*.tar"))
         return sorted(
@@ -117,7 +117,7 @@ def _index(shards: list[Path], text_key: str, folder: Path) -> None:
 
 
 def _rows(shards: list[Path], text_key: str, skips: list[Skip]) -> Iterator[tuple]:
-    """The columns of _SCHEMA of every sound sample; the others, and torn shards, go to `skips`."""
+    """The columns of _SCHEMA of every usable sample. Faulty samples and damaged shards are added to `skips`."""
     for number, shard in track(enumerate(shards), "indexing shards", total=len(shards)):
         try:
             with shard.open("rb") as file:
@@ -133,20 +133,20 @@ def _rows(shards: list[Path], text_key: str, skips: list[Skip]) -> Iterator[tupl
 
 
 def _samples(file: BinaryIO, shard: Path, skips: list[Skip]) -> dict[str, dict[str, Member]]:
-    """The members of a shard by key and ending; as is customary, the ending begins at the name's first dot."""
+    """The members of a shard by key and extension. The extension starts at the first dot of the name, as is usual."""
     samples: dict[str, dict[str, Member]] = {}
     seen: Counter[tuple[str, str]] = Counter()
     try:
         for member in read_members(file):
             folder, base = posixpath.split(member.name)
             stem, _, ending = base.partition(".")
-            if stem:  # a name that begins with a dot is the file system's own
+            if stem:  # names that start with a dot are files of the operating system
                 key, ending = posixpath.join(folder, stem), ending.lower()
                 seen[key, ending] += 1
                 samples.setdefault(key, {})[ending] = member
     except TornArchive as error:
         skips.append(Skip(shard.name, "torn archive", f"{shard}: {error}; clips behind it are lost"))
-    # Which text belongs to which audio of one name, nobody knows.
+    # If a name occurs twice, it is unknown which text belongs to which audio.
     for key in dict.fromkeys(key for (key, _), count in seen.items() if count > 1):
         times, name = max((seen[key, ending], member.name) for ending, member in samples.pop(key).items())
         skips += [
@@ -156,7 +156,7 @@ def _samples(file: BinaryIO, shard: Path, skips: list[Skip]) -> dict[str, dict[s
 
 
 def _audio(key: str, sample: dict[str, Member]) -> Member:
-    """Raises AudioFault where a sample has none."""
+    """The audio file of a sample. Raises AudioFault if it has none."""
     for ending in AUDIO_ENDINGS:
         if ending in sample:
             return sample[ending]
@@ -190,7 +190,7 @@ def _values(file: BinaryIO, key: str, sample: dict[str, Member], text_key: str) 
 
 def _json(file: BinaryIO, member: Member) -> dict:
     try:
-        # Numbers as float64, however long; a half of a surrogate pair, which JSON can write, is no character.
+        # Numbers of any length are read as float64. Half of a surrogate pair, which JSON can hold, is not a character.
         values = json.loads(_text(file, member), parse_int=float)
         json.dumps(values, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:

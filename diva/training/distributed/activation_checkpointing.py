@@ -1,4 +1,4 @@
-"""Activation checkpointing: the backward pass computes each layer again instead of keeping what it computed."""
+"""Activation checkpointing: the backward pass recomputes each layer instead of storing its activations."""
 
 import copy
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from diva.models.modeling import DivaForConditionalGeneration
 
 
 def checkpoint_activations(model: DivaForConditionalGeneration) -> None:
-    """Keep only the inputs of the layers of adapter and LLM for the backward pass; to be called once."""
-    # Not transformers' own, which wants the LLM in training mode and lets go of the prefix's keys and values.
+    """Store only the inputs of the layers of adapter and LLM for the backward pass. Call it once."""
+    # transformers' own version needs the LLM in training mode, and drops the cached keys and values of the prefix.
     for layer in [*getattr(model.adapter, "layers", []), *decoder(model.llm).layers]:
         layer.forward = partial(_recomputed, layer.forward)
 
@@ -26,14 +26,14 @@ def _recomputed(forward: Callable, hidden: Tensor, *args: Any, **kwargs: Any) ->
         return forward(hidden, *args, **kwargs)
 
     def run(hidden: Tensor) -> Any:
-        # A layer adds its keys to the cache, and the second time must not find those of the first.
+        # A layer adds its keys to the cache. The recomputation must not see the keys of the first computation.
         copies = {k: _copy(v) if isinstance(v, Cache) else v for k, v in kwargs.items()}
         return forward(hidden, *args, **copies)
 
     if hidden.device.type == "xla":
         from torch_xla.utils.checkpoint import checkpoint as xla_checkpoint
 
-        # XLA sees that both times are the same, and without this barrier keeps the results after all.
+        # Without this barrier XLA sees that both computations are equal, merges them and stores the activations.
         return xla_checkpoint(run, hidden)
     return checkpoint(run, hidden, use_reentrant=False)
 

@@ -1,4 +1,4 @@
-"""Whether a run can be carried out on the hardware that its config names, said before anything is loaded."""
+"""Checks of a run's settings against its hardware config, made before anything is loaded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from diva.training.distributed.devices import is_sharded
 
 
 def check_hardware(config: DictConfig) -> None:
-    """Raise UserError where settings contradict the hardware, or what it needs is not installed."""
+    """Raise UserError where settings contradict the hardware, or where a package that it needs is not installed."""
     check_settings(config)
     if config.hardware.accelerator == "tpu" and find_spec("torch_xla") is None:
         raise UserError(
@@ -22,12 +22,15 @@ def check_hardware(config: DictConfig) -> None:
 
 
 def check_settings(config: DictConfig) -> None:
-    """Raise UserError where settings contradict the hardware, be it here or not, or make no sense on any."""
+    """Raise UserError where settings contradict the named hardware, or are wrong on any hardware.
+
+    The hardware need not be in this machine.
+    """
     on_tpu, sharded = config.hardware.accelerator == "tpu", is_sharded(config.hardware.strategy)
     if (on_tpu or sharded) and (config.precompute.teacher_states or config.precompute.encoder_frames_gb > 0):
         reason = "XLA compiles every shape anew" if on_tpu else "one rank alone has no whole LLM"
         raise UserError(
-            f"what the frozen parts say cannot be precomputed with this hardware ({reason}): set"
+            f"teacher states and encoder frames cannot be cached with this hardware ({reason}): set"
             " precompute.teacher_states=false precompute.encoder_frames_gb=0"
         )
     if (on_tpu or sharded) and (config.objective.answer_tokens or config.answers.val_tokens):
@@ -47,7 +50,7 @@ def check_settings(config: DictConfig) -> None:
 
 
 def precision_note(hardware: DictConfig) -> str:
-    """One line for a user whose CPU has no bfloat16 instructions; empty where there is nothing to say."""
+    """One line for the user if the CPU has no bfloat16 instructions; otherwise empty."""
     if hardware.accelerator != "cpu" or cpu_has_bfloat16():
         return ""
     if hardware.precision == "32-true":
@@ -60,7 +63,7 @@ def precision_note(hardware: DictConfig) -> str:
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Lightning's complaints about hardware that is not there, as UserError."""
+    """Turn Lightning's errors about missing hardware into UserError."""
     try:
         yield
     except UserError:

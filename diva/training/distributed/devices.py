@@ -1,4 +1,4 @@
-"""What a hardware config computes on: how many devices, what they hold and how fast they are."""
+"""The devices of a hardware config: their number, memory and speed."""
 
 import ctypes
 import os
@@ -13,22 +13,22 @@ from diva.errors import UserError
 
 _GIB = 2**30
 _LIBC = ctypes.CDLL(None)
-# Devices of a node that "all" stands for where none is here to be counted.
+# Devices per node that devices="all" stands for, if this machine has no such device to count.
 _ASSUMED_DEVICES = 8
 
 
 @dataclass(frozen=True)
 class Device:
-    """One device, as found here, as given, or as assumed; `origin` says which."""
+    """One device: found in this machine, given by the user, or assumed. `origin` says which."""
 
     accelerator: str  # cpu, gpu or tpu
     memory: int | None  # bytes; None: not known
-    tflops: float | None  # peak in bfloat16; None: to be measured here
+    tflops: float | None  # peak TFLOP/s in bfloat16; None: to be measured on this machine
     origin: str
-    here: bool  # this machine has it
+    here: bool  # whether this machine has it
 
 
-# Makers' figures for dense bfloat16, by words of the device's name; of several the first counts.
+# Manufacturers' peak TFLOP/s for dense bfloat16, by words in the device's name. The first match is used.
 PEAK_TFLOPS = {
     "H200": 989.0,
     "H100 PCIe": 756.0,
@@ -45,7 +45,10 @@ _TPU_V4 = Device("tpu", 32 * _GIB, 275.0, "assumed: TPU v4 chip, 32 GiB", False)
 
 
 def find_device(accelerator: str, memory_gb: float | None = None, tflops: float | None = None) -> Device:
-    """The device of a hardware config's `accelerator`; what is given (in 10^9 bytes, TFLOP/s) goes first."""
+    """The device of a hardware config's `accelerator`.
+
+    `memory_gb` (10^9 bytes) and `tflops` (TFLOP/s) replace the values that are found or assumed.
+    """
     found = _found(accelerator)
     for key, value in (("device_memory_gb", memory_gb), ("device_tflops", tflops)):
         if value is not None and value <= 0:
@@ -73,11 +76,11 @@ def _found(accelerator: str) -> Device:
         return Device("gpu", properties.total_memory, None, f"found here: {properties.name}", True)
     if accelerator in ("cpu", "auto"):
         return Device("cpu", host_memory(), None, f"this CPU, {torch.get_num_threads()} threads", True)
-    return Device(accelerator, None, None, f"{accelerator}, of which nothing is known", False)
+    return Device(accelerator, None, None, f"{accelerator}, memory and speed unknown", False)
 
 
 def peak_tflops(name: str) -> float:
-    """Of the device of this name, in dense bfloat16. Raises UserError for one that is not known."""
+    """Peak TFLOP/s of the device of this name, in dense bfloat16. Raises UserError for an unknown device."""
     for words, tflops in PEAK_TFLOPS.items():
         if re.search(rf"\b{words}\b", name):
             return tflops
@@ -85,12 +88,12 @@ def peak_tflops(name: str) -> float:
 
 
 def host_memory() -> int | None:
-    """Bytes that processes of this machine may use together, swap included; None where the system does not say."""
+    """Bytes of memory and swap for all processes of this machine together; None if the system does not report it."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") + _swap()
     except (ValueError, OSError, AttributeError):
         return None
-    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    limit = Path("/sys/fs/cgroup/memory.max")  # the limit of a container
     text = limit.read_text(encoding="utf-8").strip() if limit.is_file() else "max"
     return min(total, int(text)) if text.isdigit() else total
 
@@ -102,7 +105,7 @@ def _swap() -> int:
 
 
 def resident_bytes() -> int:
-    """Bytes of memory that this process has: interpreter, libraries, and what it has made so far."""
+    """Resident bytes of this process: interpreter, libraries and everything allocated so far."""
     file = Path("/proc/self/statm")
     return (
         int(file.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") if file.is_file() else 0
@@ -110,13 +113,13 @@ def resident_bytes() -> int:
 
 
 def give_back_memory() -> None:
-    """Return to the system what this process has freed: glibc keeps it, in pieces that later tensors may not fit."""
+    """Return freed memory to the system. glibc does not do so, and later tensors may not fit into its free blocks."""
     if hasattr(_LIBC, "malloc_trim"):
         _LIBC.malloc_trim(0)
 
 
 def devices_per_node(hardware: Any) -> tuple[int, str]:
-    """How many devices of each node a hardware config uses, and a note where that had to be assumed."""
+    """Number of devices per node that a hardware config uses, and a note if the number is assumed."""
     wanted = hardware.devices
     if isinstance(wanted, int) and wanted > 0:
         return wanted, ""
@@ -132,12 +135,12 @@ def devices_per_node(hardware: Any) -> tuple[int, str]:
 
 
 def is_sharded(strategy: Any) -> bool:
-    """Whether a strategy (its name, or a config with `_target_`) spreads weights over the devices."""
+    """Whether a strategy (its name, or a config with `_target_`) shards the weights over the devices."""
     name = strategy if isinstance(strategy, str) else str(strategy.get("_target_", ""))
     return any(word in name.lower() for word in ("fsdp", "modelparallel", "deepspeed"))
 
 
 def is_ddp(strategy: Any) -> bool:
-    """Whether a strategy keeps a copy of all weights on each device and sums gradients in buckets."""
+    """Whether a strategy has a copy of all weights on each device and sums gradients in buckets (DDP)."""
     name = strategy if isinstance(strategy, str) else str(strategy.get("_target_", ""))
     return "ddp" in name.lower()

@@ -1,7 +1,8 @@
-"""How a run is spread over devices where Lightning's own strategies do not know what is frozen and what trains.
+"""FSDP2 for this model. Lightning's own strategy does not separate frozen from trainable weights.
 
-With `FSDP2Strategy` every rank holds a share of the LLM, of the encoder and of the adapter. Its checkpoints are the
-files that any other run writes, so a run can go on with another strategy or another number of ranks.
+With `FSDP2Strategy` every rank holds a shard of the LLM, of the encoder and of the adapter.
+Its checkpoints have the same format as those of any other strategy. So a run can resume with another strategy or
+another number of ranks.
 TPUs are in `diva.training.distributed.xla`.
 """
 
@@ -26,7 +27,7 @@ from diva.training.checkpoints import ADAPTER_PREFIX
 
 
 class FSDP2Strategy(ModelParallelStrategy):
-    """FSDP2 over all ranks of all nodes; the LightningModule calls `shard_model` in `configure_model`."""
+    """FSDP2 over all ranks of all nodes. The LightningModule calls `shard_model` in `configure_model`."""
 
     def __init__(self) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
@@ -35,10 +36,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
-    # Lightning's own would gather the frozen weights too, and number the optimizer's parameters by the whole model.
+    # Lightning's own methods would also gather the frozen weights, and would number the optimizer's parameters by the
+    # whole model.
 
     def lightning_module_state_dict(self) -> dict[str, Tensor]:
-        """The adapter, whole, on every rank: gathering it is a collective."""
+        """The unsharded state of the adapter, on every rank. A collective: all ranks must call it."""
         assert self.lightning_module is not None
         return whole(self.lightning_module.state_dict())
 
@@ -70,7 +72,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             }
             optimizer.load_state_dict({**state, "state": shares})
 
-    # Lightning's own would write and read in a format of its own.
+    # Lightning's own methods use another file format.
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         ParallelStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
@@ -80,9 +82,9 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 
 def shard_model(model: DivaForConditionalGeneration, mesh: DeviceMesh) -> None:
-    """Share out the layers of encoder and LLM, and the whole adapter, over the ranks of `mesh`; once.
+    """Shard the layers of encoder and LLM, and the whole adapter, over the ranks of `mesh`. Call it once.
 
-    What is used beside the `forward` of its module (token embeddings, positions, norms) stays whole on every rank.
+    Weights that are used outside the `forward` of their module (token embeddings, positions, norms) are not sharded.
     """
     if isinstance(model.adapter, FSDPModule):
         return
@@ -91,7 +93,7 @@ def shard_model(model: DivaForConditionalGeneration, mesh: DeviceMesh) -> None:
     for layer in _layers(model.adapter):
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     fully_shard(model.adapter, mesh=mesh, reshard_after_forward=True)
-    # transformers reads this: a rank whose answer has ended goes on computing until all have.
+    # transformers' generate reads this: a rank whose answer has ended continues until all ranks have finished.
     model._is_fsdp_managed_module = True  # type: ignore[assignment]
 
 
@@ -100,7 +102,7 @@ def _layers(module: nn.Module) -> list[nn.Module]:
 
 
 def _shard_layers(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Each layer is gathered when it is needed; `module` itself orders that, so that the next comes in time."""
+    """Shard each layer; it is gathered when it is needed. Wrapping `module` too lets FSDP2 prefetch the next layer."""
     for layer in _layers(module):
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     of_layers = {parameter for layer in _layers(module) for parameter in layer.parameters()}
@@ -108,22 +110,22 @@ def _shard_layers(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def whole(state: Any) -> Any:
-    """A state in which every shared-out tensor is whole and on the CPU; a collective."""
+    """The state with every sharded tensor gathered and on the CPU. A collective: all ranks must call it."""
     return tree_map(lambda x: x.full_tensor().cpu() if isinstance(x, DTensor) else x, state)
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor that every rank has, shared out as `parameter` is."""
+    """Shard an unsharded tensor, which every rank has, in the same way as `parameter`."""
     assert isinstance(parameter, DTensor)
     value = value.to(parameter.device)
-    # Without a source rank nothing is sent: each rank cuts out its share of what it has.
+    # Without a source rank nothing is sent: each rank takes its shard of its own copy.
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 class ReportingLauncher(_MultiProcessingLauncher):
-    """For strategies that fork: the process that started the run learns what only its first fork has seen.
+    """For strategies that start processes: brings the state of some callbacks back from rank 0 to the main process.
 
-    Lightning brings weights and metrics back by itself; the summary also tells of throughput and faults.
+    Lightning itself brings back weights and metrics only. The summary also needs throughput and faults.
     """
 
     def get_extra_results(self, trainer: Trainer) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Training on TPUs through torch_xla: Lightning's XLA strategies, and what they lack for this model.
+"""Training on TPUs with torch_xla: Lightning's XLA strategies with the additions that this model needs.
 
-XLA traces a step and compiles it for its shapes, so a run has as many programs as there are buckets and a few more.
-Nothing in a step may have a shape that the data decide, nor be read by the host before its end.
+XLA traces a step and compiles it for its shapes. A run compiles one program per bucket shape and a few more.
+In a step no shape may depend on the data, and the host must not read a value before the end of the step.
 """
 
 from typing import Any, Literal
@@ -19,16 +19,19 @@ PrecisionName = Literal["32-true", "bf16-mixed"]
 
 
 def strategy(devices: int | str, precision: PrecisionName) -> Strategy:
-    """Lightning's strategy for one device or for all of each host; UserError for a precision that XLA has not."""
+    """Lightning's strategy for one device or for all of each host.
+
+    Raises UserError for a precision that XLA does not support.
+    """
     if precision not in ("32-true", "bf16-mixed"):
-        raise UserError(f"hardware.precision={precision} is none of XLA's: take bf16-mixed or 32-true")
+        raise UserError(f"hardware.precision={precision} is not supported on XLA: set bf16-mixed or 32-true")
     cls = OneDevice if devices in (1, "1") else AllDevices
     options: dict[str, Any] = {"device": 0} if cls is OneDevice else {}
     return cls(precision_plugin=AutocastPrecision(precision), **options)
 
 
 class AutocastPrecision(XLAPrecision):
-    """Parameters in float32; with "bf16-mixed" what can be is computed in bfloat16, as by autocast elsewhere."""
+    """Parameters in float32. "bf16-mixed" uses autocast to bfloat16, as on other devices."""
 
     def __init__(self, precision: PrecisionName):
         super().__init__("32-true")
@@ -39,9 +42,9 @@ class AutocastPrecision(XLAPrecision):
 
 
 class _ExactFloat32:
-    """Products of float32 in float32. A TPU would round them to bfloat16, which drowns a log-mel's quiet bins.
+    """Computes float32 matrix products in float32. A TPU by default rounds their inputs to bfloat16.
 
-    What autocast computes in bfloat16 is as fast as before.
+    That rounding would lose the quiet bins of a log-mel. The speed of autocast's bfloat16 products does not change.
     """
 
     def setup_environment(self) -> None:
@@ -60,17 +63,17 @@ class _Launcher(ReportingLauncher, _XLALauncher):
 
 
 class AllDevices(_ExactFloat32, XLAStrategy):
-    """A process for each device of each host; the same command is started on every host."""
+    """One process per device of each host. The user starts the same command on every host."""
 
     def _configure_launcher(self) -> None:
         self._launcher = _Launcher(self)
 
     def process_dataloader(self, dataloader: object) -> Any:
-        # Lightning's wrapper takes batches ahead and hides the loader's state: a run could not be resumed exactly.
+        # Lightning's wrapper prefetches batches and hides the loader's state, so exact resume would be impossible.
         return dataloader
 
     def reduce(self, output: Any, group: Any = None, reduce_op: Any = "mean") -> Tensor:
-        """Lightning's own sends tensors through the hosts, pickled."""
+        """Reduce on the devices. Lightning's own method pickles the tensors and sends them through the hosts."""
         import torch_xla.core.xla_model as xm
 
         output = torch.as_tensor(output, device=self.root_device)
@@ -79,7 +82,7 @@ class AllDevices(_ExactFloat32, XLAStrategy):
 
 
 def end_of_graph(device: torch.device) -> None:
-    """Let XLA run what it has traced so far; nothing on other devices."""
+    """On XLA, compile and run the graph traced so far. On other devices, do nothing."""
     if device.type == "xla":
         import torch_xla
 

@@ -1,8 +1,8 @@
-"""A spoken corpus out of nothing: what people say to an assistant, spoken by flite, written as Common Voice.
+"""A synthetic spoken corpus: sentences that people say to an assistant, spoken by flite, in Common Voice's layout.
 
-`python -m diva.data.spoken_mini [--root data]` makes it; training makes it on first use. It walks the same
-road as a real release: RELEASE/en/clips/*.mp3, TSV files, clip_durations.tsv. Two columns are added at the end:
-`answer` (what counts as right, separated by `|`, where a question can be checked) and `template`.
+`python -m diva.data.spoken_mini [--root data]` makes it. Training also makes it on first use.
+The layout is that of a real release: RELEASE/en/clips/*.mp3, TSV files, clip_durations.tsv. Two columns are added at
+the end: `answer` (the accepted answers, separated by `|`; empty if they cannot be checked) and `template`.
 """
 
 import argparse
@@ -35,16 +35,16 @@ from diva.terminal import progress_bar
 RELEASE = "cv-corpus-spoken-mini"
 LOCALE = "en"
 DEFAULT_SEED = 1
-MINIMUM = 20  # sentences, so that no split is empty
+MINIMUM = 20  # sentences; with fewer a split could be empty
 SENTENCES = 6_000
-# Parts of the whole; the rest is for training.
+# Fractions of the corpus; the rest is for training.
 DEV = 0.04
 SEEN_VOICE_TEST = 0.05
 UNSEEN_VOICE_TEST = 0.04
-# Around each voice's own tempo and pitch.
+# Ranges of random factors on each voice's own tempo and pitch.
 TEMPO_RANGE = (0.85, 1.15)
 PITCH_RANGE = (0.92, 1.08)
-# Raise it when the same words would be spoken or encoded otherwise, so that clips that exist are made anew.
+# Increase it if the same words are spoken or encoded differently. Then existing clips are made again.
 SPEECH_VERSION = 1
 COLUMNS = [
     *("client_id", "path", "sentence_id", "sentence", "sentence_domain", "up_votes", "down_votes", "age"),
@@ -54,7 +54,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Voice:
-    """One of flite's; `stretch` of its durations brings it to the tempo of the others."""
+    """A voice of flite. `stretch`, a factor on its durations, gives it the tempo of the other voices."""
 
     name: str
     gender: str
@@ -72,16 +72,16 @@ UNSEEN_VOICE = Voice("awb", "male_masculine", "Scottish English")
 
 @dataclass(frozen=True)
 class Clip:
-    """One sentence as one voice says it."""
+    """One sentence, spoken by one voice."""
 
     sentence: Sentence
     voice: Voice
-    stretch: float  # of durations: above 1 is slower
-    pitch: float  # factor; the voice rms does not follow it
+    stretch: float  # factor on durations: above 1 is slower
+    pitch: float  # factor on the pitch; it has no effect on the voice rms
 
     @property
     def file(self) -> str:
-        """Named for all that makes it sound as it does, so a clip that is there is the right one."""
+        """The file name is a digest of all settings of the clip. So an existing file is always the right one."""
         return (
             f"common_voice_en_{_digest(self.sentence.text, *self.flite_arguments, SPEECH_VERSION)[:16]}.mp3"
         )
@@ -111,12 +111,13 @@ def _digest(*parts: object) -> str:
     return sha256(json.dumps(parts).encode()).hexdigest()
 
 
-@lru_cache(maxsize=4)  # a second's work that every split's manifest asks for
+@lru_cache(maxsize=4)  # it takes a second, and the manifest of every split calls it
 def plan(seed: int, limit: int | None = None) -> dict[str, list[Clip]]:
-    """Who says what how, by split. `unseen_voice` is the part of `test` that a voice out of training speaks.
+    """The clips of each split: sentence, voice, tempo and pitch.
 
-    All that is left to chance hangs on the sentence itself, so most clips stay what they are when templates
-    or the number of sentences change.
+    `unseen_voice` is the part of `test` whose voice is not in the training split.
+    All random choices depend on the sentence itself. So most clips stay the same if templates or the number of
+    sentences change.
     """
     texts = sorted(sentences(limit or SENTENCES, seed), key=lambda sentence: _digest(seed, sentence.text))
     total = len(texts)
@@ -137,10 +138,10 @@ def _cast(sentence: Sentence, voices: Sequence[Voice], seed: int) -> Clip:
 
 
 class SpokenMini:
-    """The corpus in ROOT/cv-corpus-spoken-mini, made on first use; the same seed gives the same corpus.
+    """The corpus in ROOT/cv-corpus-spoken-mini, made on first use. The same seed gives the same corpus.
 
-    `limit` makes one of so many sentences. Another seed or a limit has a folder of its own. Raises UserError for
-    a limit that leaves a split empty.
+    `limit` is the number of sentences. Another seed or a limit has its own folder. Raises UserError for a limit below
+    MINIMUM.
     """
 
     def __init__(self, root: str | Path, seed: int = DEFAULT_SEED, limit: int | None = None):
@@ -159,24 +160,24 @@ class SpokenMini:
         return CommonVoice(self.release, LOCALE).manifest(split)
 
     def prepare(self) -> None:
-        """Speak what is not there yet. Safe to interrupt, and to call from several processes at once.
+        """Make the missing clips. It may be interrupted, and several processes may call it at once.
 
-        Raises UserError where flite is missing, or where the folder cannot be written.
+        Raises UserError if flite is missing or the folder cannot be written.
         """
         if self._is_complete():
             return
         try:
             self.release.mkdir(parents=True, exist_ok=True)
             with FileLock(self.release / ".lock"):
-                if not self._is_complete():  # another process may have made it meanwhile
+                if not self._is_complete():  # checked again: another process may have made it in the meantime
                     self._marker.unlink(missing_ok=True)
                     _speak_all(self._clips, self._folder / "clips")
                     _write_tables(self._splits, self._clips, self._folder)
                     _write(self._marker, self._identity)
         except OSError as error:
             raise UserError(
-                f"cannot write the spoken corpus to {self.release}: {error.strerror}; make room, or choose another"
-                " folder with data.root"
+                f"cannot write the spoken corpus to {self.release}: {error.strerror}; make room, or choose"
+                " another folder with data.root"
             ) from error
 
     @property
@@ -189,7 +190,7 @@ class SpokenMini:
 
     @cached_property
     def _identity(self) -> str:
-        """What the marker of a complete corpus holds: other templates or voices make it another corpus."""
+        """The content of the marker file of a complete corpus. It changes with the templates and the voices."""
         return _digest(*(clip.row() for clip in self._clips))
 
     def _is_complete(self) -> bool:
@@ -203,7 +204,7 @@ def _missing(clips: Iterable[Clip], folder: Path) -> list[Clip]:
 
 
 def _speak_all(clips: Sequence[Clip], folder: Path) -> None:
-    """Every clip as an mp3 in `folder`, and nothing else there."""
+    """Write every clip as an mp3 to `folder`, and delete all other files there."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {clip.file for clip in clips}
     for path in folder.iterdir():
@@ -216,7 +217,7 @@ def _speak_all(clips: Sequence[Clip], folder: Path) -> None:
             "data=spoken_mini needs flite to speak, and it is not installed: apt-get install flite"
             " (on a Mac: brew install flite)"
         )
-    # Threads, because the work is done in flite and in the encoder, both outside of the interpreter's lock.
+    # Threads are enough: flite and the mp3 encoder work without the interpreter's lock.
     with progress_bar() as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
         bar = progress.add_task("speaking", total=len(clips), completed=len(clips) - len(missing))
         try:
@@ -237,7 +238,7 @@ def _speak(clip: Clip, folder: Path) -> None:
     samples, rate = soundfile.read(io.BytesIO(spoken.stdout), dtype="float32")
     mp3 = io.BytesIO()
     soundfile.write(mp3, samples, rate, format="MP3")
-    # Only a whole file gets the name, so what is there after an interruption need not be spoken again.
+    # Only a complete file gets its final name. So after an interruption the existing clips are valid.
     with written_whole(folder / clip.file) as file:
         file.write_bytes(mp3.getvalue())
 
@@ -251,7 +252,7 @@ def _write_tables(splits: dict[str, list[Clip]], clips: Sequence[Clip], folder: 
 
 
 def _milliseconds(path: Path) -> int:
-    """By the header; 0 for what is no audio."""
+    """Duration by the header, in milliseconds; 0 for a file that is not audio."""
     try:
         info = soundfile.info(path)
     except soundfile.SoundFileError:
@@ -275,7 +276,7 @@ def _summary(corpus: SpokenMini) -> str:
 
 @exit_codes
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the corpus and say what is in it."""
+    """Make the corpus and print a summary of it."""
     parser = argparse.ArgumentParser(
         prog="python -m diva.data.spoken_mini", description=__doc__.splitlines()[0]
     )

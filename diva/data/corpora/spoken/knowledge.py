@@ -20,7 +20,7 @@ SOUNDS = pairs("""
     bee: buzz, sheep: baa|bleat, snake: hiss, wolf: howl, rooster: crow|cock-a-doodle-doo, crow: caw,
     donkey: bray|hee-haw, frog: croak|ribbit, turkey: gobble, mouse: squeak, bird: chirp|tweet""")
 
-# Each ladder goes up, with steps so far apart that nobody argues over two neighbours.
+# Each ladder is in ascending order. Its steps are so large that the order of two neighbours is clear.
 SIZES = (
     words("flea bee mouse rabbit fox sheep cow elephant house castle mountain country planet"),
     words("seed coin apple pumpkin chair piano bus train stadium city moon star galaxy"),

@@ -1,7 +1,7 @@
 """What people say to a voice assistant: short English sentences from templates, numbers always in words.
 
-`sentences(count, seed)` is pure and deterministic. Where a sentence is a question that can be checked, it
-carries the answers that count, separated by `|`.
+`sentences(count, seed)` is pure and deterministic. A question whose answer can be checked has its accepted answers,
+separated by `|`.
 """
 
 import random
@@ -14,7 +14,7 @@ from itertools import combinations, permutations, product
 from diva.data.corpora.spoken import knowledge as k
 from diva.data.corpora.spoken import vocabulary as v
 
-# What the slowest voice says in about 3.5 seconds.
+# The slowest voice needs about 3.5 seconds for so many characters.
 MAX_CHARACTERS = 46
 MAX_WORDS = 12
 MIN_WORDS = 3
@@ -27,7 +27,7 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Sentence:
-    """`answer`: what counts as right, alternatives separated by `|`; None where nothing can be checked."""
+    """`answer`: the accepted answers, separated by `|`; None if the answer cannot be checked."""
 
     text: str
     template: str
@@ -48,8 +48,11 @@ class Template:
 
 
 def sentences(count: int, seed: int) -> list[Sentence]:
-    """`count` distinct sentences (fewer where the templates hold no more) in a random order, as many from
-    each template as from any other as far as it has them, in no more than VOCABULARY different words."""
+    """`count` distinct sentences in random order, of at most VOCABULARY different words.
+
+    Each template gives the same number, as far as it has enough. There are fewer than `count` sentences if the
+    templates have no more.
+    """
     chance = random.Random(f"sentences {seed}")
     pools = []
     for name, template in TEMPLATES.items():
@@ -62,7 +65,9 @@ def sentences(count: int, seed: int) -> list[Sentence]:
     chosen: dict[str, Sentence] = {}
     for rank in range(max(map(len, pools))):
         layer = [pool[rank] for pool in pools if rank < len(pool)]
-        chance.shuffle(layer)  # the last layer is cut short, and should not favour the first templates
+        chance.shuffle(
+            layer
+        )  # the last layer is cut; without the shuffle it would favour the first templates
         for sentence in layer:
             if len(chosen) < count:
                 chosen.setdefault(sentence.text, sentence)
@@ -72,17 +77,17 @@ def sentences(count: int, seed: int) -> list[Sentence]:
 
 
 def common_words(pools: Sequence[Sequence[Sentence]]) -> set[str]:
-    """The VOCABULARY words that templates need most, each template weighing the same.
+    """The VOCABULARY most frequent words of the templates, all templates with the same weight.
 
-    A word that is heard three times is not learned in a quarter of an hour: with the whole vocabulary a tenth of
-    what is said in the held-out sentences would have been heard less than five times.
+    A word that occurs only three times is not learned in a quarter of an hour. With the whole vocabulary, a tenth of
+    the words in the held-out sentences would occur less than five times in training.
     """
     weight: dict[str, float] = defaultdict(float)
     for pool in pools:
         for sentence in pool:
             for word in words_of(sentence.text):
                 weight[word] += 1 / len(pool)
-    # Ties by the alphabet: the order of a set changes from process to process.
+    # Ties are sorted alphabetically, because the order of a set differs between processes.
     return set(sorted(weight, key=lambda word: (-weight[word], word))[:VOCABULARY])
 
 
@@ -95,7 +100,7 @@ def _speakable(text: str) -> bool:
 
 
 def article(word: str) -> str:
-    """'a' or 'an', by sound as far as this vocabulary needs it."""
+    """'a' or 'an', by sound; correct for the words of this vocabulary."""
     return "an" if re.match(r"(?!uni|use|one)[aeiou]", word.lower()) else "a"
 
 
@@ -151,7 +156,7 @@ def _number(value: int) -> str:
 
 
 def _with_word(answers: str) -> str:
-    """'8' -> '8|eight'; what is no number stays."""
+    """'8' -> '8|eight'. Text that is not a number is unchanged."""
     return "|".join(f"{a}|{in_words(int(a))}" if a.isdigit() else a for a in answers.split("|"))
 
 
@@ -180,12 +185,12 @@ def _after(cycle: Sequence[str], steps: int) -> Callable[[str], str]:
 
 
 def _rungs(ladders: Iterable[Sequence[str]]) -> list[Row]:
-    """Any two of the same ladder, in both orders."""
+    """All pairs from the same ladder, in both orders."""
     return [row for ladder in ladders for pair in combinations(ladder, 2) for row in (pair, pair[::-1])]
 
 
 def _higher(ladders: Sequence[Sequence[str]], sign: int = 1) -> Callable[[str, str], str]:
-    """The one that stands higher on its ladder; lower with sign -1."""
+    """Of two words the higher on their ladder; the lower with sign -1."""
     height = {word: rung for ladder in ladders for rung, word in enumerate(ladder)}
     return lambda left, right: left if sign * height[left] > sign * height[right] else right
 
@@ -195,7 +200,7 @@ def _with_article(noun: str, kind: str) -> str:
 
 
 def _kind_questions() -> list[Row]:
-    """(kind, one thing, another thing), just one of the two being of that kind."""
+    """Rows of (kind, thing, another thing). Exactly one of the two things is of that kind."""
     things = [(_with_article(word, kind), kind) for kind, words in k.KINDS.items() for word in words]
     return [
         (kind, left, right)
@@ -225,7 +230,7 @@ _MINUTES = [
     for unit in ("minutes", "seconds", "hours")
 ]
 
-# Every template has a name of its own; the order is part of what a seed means.
+# Every template has its own name. Changing their order changes the sentences of a seed.
 TEMPLATES: dict[str, Template] = {
     # Questions with an answer that can be checked.
     "capital": Template("What is the capital of {}?", _each(k.CAPITALS), k.CAPITALS.get),

@@ -10,7 +10,7 @@ def phrases(text: str) -> tuple[str, ...]:
 
 
 def pairs(text: str) -> dict[str, str]:
-    """'key: value, key: value' -> dict. Several right values are separated by |."""
+    """'key: value, key: value' -> dict. Several correct values are separated by |."""
     return dict(pair.split(": ", 1) for pair in phrases(text))  # type: ignore[misc]
 
 
