@@ -155,7 +155,8 @@ def _from_score(line: Line, labels: Mapping[str, str] | None) -> tuple[str, ...]
 def check_scores(answers: Sequence[Answer], metrics: Sequence[Metric], file: Path) -> None:
     """Compare recorded scores with those of the first metric that scores each answer.
 
-    Scores of PEDANTS are compared with word overlap. Raises UserError if they differ, as in a file whose ids are shuffled or shifted by one.
+    Scores of PEDANTS are compared with word overlap. Raises UserError if scores
+    differ, as in a file whose ids are shuffled or shifted by one.
     """
     scored = [a for a in answers if a.score is not None and a.prediction is not None]
     if any(isinstance(metric, Pedants) for metric in metrics):

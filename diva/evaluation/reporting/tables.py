@@ -1,8 +1,8 @@
 """Tables from results: `python -m diva.evaluation.tables FOLDER ... [--into FILE]`.
 
 Every FOLDER is searched for results.json. There is one markdown table for each task. It has rows for the ceiling and
-the cascade even if they have not been run. It gives the difference of each system from the ceiling and from the cascade, on
-the same samples. All rows of a table have the same metric.
+the cascade even if they have not been run. It gives the difference of each system from the ceiling and from the
+cascade, on the same samples. All rows of a table have the same metric.
 """
 
 import argparse
