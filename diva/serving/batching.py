@@ -82,7 +82,7 @@ class Batcher:
                     running = RunningBatch(self._model)
 
     def _newcomers(self, running: Sequence[Job]) -> list[Job]:
-        """The oldest waiting jobs that fit beside the running ones. If none run, it waits for one; [] is then the end."""
+        """The oldest waiting jobs that fit beside those that run. If none run, it waits for one; then [] is the end."""
         with self._changed:
             while True:
                 self._waiting = deque((came, job) for came, job in self._waiting if not job.cancelled)
