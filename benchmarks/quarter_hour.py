@@ -1,8 +1,8 @@
 """All GPU measurements in one command with a time limit: `python -m benchmarks.quarter_hour --into FOLDER`.
 
-Each step is a process with a time limit of its own. Its results and its output are in FOLDER, even if its limit ends
-it. Then the next step begins. The steps are: GPU tests, speed and profile of a training step at the paper's size, and speed
-of answers.
+Each step is a process with a time limit of its own. Its results and its output are in FOLDER even if its limit ends it.
+Then the next step begins. The steps are: GPU tests, speed and profile of a training step at the paper's size, and
+speed of answers.
 """
 
 import argparse
