@@ -22,6 +22,7 @@ from diva.models.parts import load_tokenizer
 from diva.models.start import read_start, start_from
 from diva.planning.memory import check_memory
 from diva.sweeps.folder import TRIAL
+from diva.training.best import BestExport, check_best
 from diva.training.callbacks import LastCheckpoint, RunProgress, Throughput
 from diva.training.checkpoints import StreamedCheckpointIO
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
@@ -50,6 +51,9 @@ def train(config: DictConfig, folder: Path) -> float | None:
         LastCheckpoint(folder / "checkpoints", config.checkpoint_every, config.val_every),
         Results(record, throughput, HydraConfig.get().runtime.choices),
     ]
+    check_best(config)
+    if config.checkpoint_best is not None:
+        callbacks.append(BestExport(folder, config.checkpoint_best, bool(config.resume)))
     if (folder / TRIAL).is_file():
         from diva.sweeps.optuna_study import pruning  # Optuna, which no other run has to load
 

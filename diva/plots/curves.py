@@ -13,11 +13,10 @@ from matplotlib.figure import Figure
 from diva import markdown
 from diva.errors import UserError
 from diva.plots import style
+from diva.training.measures import ANSWER_MEASURES, MEASURES, SHARED_MEASURES
 
 _LOSSES = ("train/align", "train/distill")
-_MEASURES = ("alignment_accuracy", "first_token_agreement", "kl")
-# Metrics of runs whose validation compares answers.
-_ANSWER_MEASURES = ("answer_agreement", "answer_kl", "shared_tokens", "same_answer")
+_MEASURES = MEASURES + ANSWER_MEASURES + SHARED_MEASURES
 _LOGARITHMIC, _COUNTS = ("kl", "answer_kl"), ("shared_tokens",)
 _COLUMNS, _INCHES_PER_ROW = 3, 2.2
 
@@ -50,8 +49,7 @@ def curves(table: pa.Table) -> Figure:
     """One panel for each loss and each metric of validation, over optimizer steps; the legend has its own place."""
     sets = validation_sets(table.column_names)
     losses = [column for column in _LOSSES if series(table, column)[0]]
-    every = _MEASURES + _ANSWER_MEASURES
-    measures = [name for name in every if any(f"{of}/{name}" in table.column_names for of in sets)]
+    measures = [name for name in _MEASURES if any(f"{of}/{name}" in table.column_names for of in sets)]
     steps = max(table["step"].to_pylist(), default=0) + 1
     rows = -(-(len(losses) + len(measures) + 1) // _COLUMNS)
     figure = Figure(figsize=(style.WIDTH, _INCHES_PER_ROW * rows))
@@ -119,7 +117,7 @@ def series(table: pa.Table, column: str) -> tuple[list[int], list[float]]:
 def results(summary: dict[str, Any]) -> str:
     """The final metrics of a run, their number of clips and the time of the run, as markdown."""
     names = validation_sets(summary)
-    there = [key for key in _MEASURES + _ANSWER_MEASURES if f"{names[0]}/{key}" in summary]
+    there = [key for key in _MEASURES if f"{names[0]}/{key}" in summary]
     rows = [[style.named(key), *(f"{summary[f'{name}/{key}']:.3f}" for name in names)] for key in there]
     rows.append(["clips", *(f"{summary['clips_in_corpus'][name]:,}" for name in names)])
     corpus = summary.get("seconds_of_data", 0) / 60  # not in summaries of older runs

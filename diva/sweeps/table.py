@@ -11,6 +11,7 @@ from rich.table import Table
 from diva.markdown import spread, table
 from diva.sweeps.folder import SweepRun
 from diva.terminal import stdout_console
+from diva.training.measures import lower_is_better
 
 _SEED = "seed"
 
@@ -46,10 +47,6 @@ class Results:
             return None
         best = min(means) if lower_is_better(figure) else max(means)
         return next(g for g in self.groups if g.figure(figure) and statistics.fmean(g.figure(figure)) == best)
-
-
-def lower_is_better(figure: str) -> bool:
-    return figure.endswith("/kl")
 
 
 def gather(runs: list[SweepRun]) -> Results:

@@ -88,7 +88,7 @@ def _recipe(config: DictConfig, choices: dict[str, str], summary: dict[str, Any]
         "clips": ", ".join(f"{count:,} {name}" for name, count in summary["clips_in_corpus"].items()),
         "steps and recordings a step": f"{config.max_steps:,} of {config.data.batch_size}",
         "losses": f"{objective.distill_weight:g} distillation (from step {objective.distill_from_step}),"
-        f" {objective.align_weight:g} alignment",
+        f" {objective.align_weight:g} alignment; {_distance(objective)}",
         "optimizer": f"AdamW, lr {optimizer.lr:g}, {optimizer.warmup_steps} warm-up steps, then linear to zero,"
         f" weight decay {optimizer.weight_decay:g}, betas {tuple(optimizer.betas)},"
         f" clipped at {optimizer.gradient_clip:g}",
@@ -100,6 +100,14 @@ def _recipe(config: DictConfig, choices: dict[str, str], summary: dict[str, Any]
         "seed": config.seed,
     }
     return _table("## Recipe", ("", ""), rows.items())
+
+
+def _distance(objective: DictConfig) -> str:
+    """What distillation compares, and where."""
+    where = (
+        f"and behind {objective.answer_tokens} tokens of the answer" if objective.answer_tokens else "alone"
+    )
+    return f"{objective.distance} at the last position of the input {where}"
 
 
 def _figures(summary: dict[str, Any]) -> str:

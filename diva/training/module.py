@@ -29,8 +29,9 @@ from diva.training.distributed.xla import end_of_graph
 from diva.training.frozen import FrozenParts, Precompute
 from diva.training.llm_check import check_llm
 from diva.training.losses import Objective
-from diva.training.on_policy import SHARED_MEASURES, shared_sums, student_continuation
-from diva.training.step import ANSWER_MEASURES, MEASURES, loss_sums, measure_sums, position_weights
+from diva.training.measures import measures
+from diva.training.on_policy import shared_sums, student_continuation
+from diva.training.step import loss_sums, measure_sums, position_weights
 from diva.training.transcripts import Transcripts
 
 
@@ -231,8 +232,8 @@ class DivaTraining(LightningModule):
     def on_validation_epoch_start(self) -> None:
         give_back_memory()  # its tensors have other sizes than those of training
         data = self.trainer.datamodule
-        measures = MEASURES + (ANSWER_MEASURES + SHARED_MEASURES if self.answers.val_tokens else ())
-        self.measured = {(name, m): torch.zeros(2, device=self.device) for name in data.val for m in measures}
+        names = measures(self.answers.val_tokens)
+        self.measured = {(name, m): torch.zeros(2, device=self.device) for name in data.val for m in names}
         self.val_faults: dict[str, list[Skip]] = {split: [] for split in data.val_splits.values()}
 
     def on_validation_epoch_end(self) -> None:

@@ -9,9 +9,7 @@ from diva.data.batch import SpeechBatch
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.training.answers import Answer, Continuation, answer
 from diva.training.frozen import FrozenParts
-
-# Tokens that greedy answers of student and teacher begin with in common, and whether all are equal.
-SHARED_MEASURES = ("shared_tokens", "same_answer")
+from diva.training.measures import SHARED_MEASURES
 
 
 @torch.no_grad()

@@ -19,11 +19,9 @@ from diva.training import metrics
 from diva.training.answers import Continuation
 from diva.training.frozen import FrozenParts
 from diva.training.losses import Objective, align_distances, last_virtual_tokens
+from diva.training.measures import ANSWER_MEASURES, MEASURES
 
 OnStage = Callable[[str], None]
-MEASURES = ("alignment_accuracy", "first_token_agreement", "kl")
-# Where validation compares answers, too.
-ANSWER_MEASURES = ("answer_agreement", "answer_kl")
 
 
 def no_stage(name: str) -> None:

@@ -22,8 +22,9 @@ from diva.training import losses as losses_module
 from diva.training.answers import Answer, AnswerSettings, AnswerTable, Continuation, answer, cut, make_answers
 from diva.training.frozen import FrozenParts, TeacherTable
 from diva.training.losses import Objective, divergences
+from diva.training.measures import ANSWER_MEASURES
 from diva.training.on_policy import shared_sums, shared_tokens, student_answers, student_continuation
-from diva.training.step import ANSWER_MEASURES, loss_sums, measure_sums, position_weights
+from diva.training.step import loss_sums, measure_sums, position_weights
 from diva.training.transcripts import Transcripts
 
 Q = 12

@@ -23,6 +23,7 @@ from diva.planning.counting import Batch, Work, count_bytes, count_flops
 from diva.training import step
 from diva.training.frozen import FrozenParts
 from diva.training.losses import Objective
+from diva.training.measures import MEASURES
 
 FORWARD = ["encoder", "adapter", "alignment", "student", "teacher"]
 STAGES = [*FORWARD, "distance", "student, backward"]
@@ -77,7 +78,7 @@ def test_measures_with_static_shapes_are_those_without(model, batch):
     dynamic, static = (
         step.measure_sums(model, FrozenParts(model), batch, static_shapes=static) for static in (False, True)
     )
-    assert dynamic.keys() == set(step.MEASURES)
+    assert dynamic.keys() == set(MEASURES)
     for name, sums in dynamic.items():
         torch.testing.assert_close(static[name], sums, msg=name)
     assert dynamic["alignment_accuracy"][1] == 13
