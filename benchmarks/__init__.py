@@ -1,1 +1,1 @@
-"""What diva is measured against: other algorithms for the same work, restated on the same weights."""
+"""Benchmarks that compare diva with other algorithms for the same work, reimplemented on the same weights."""

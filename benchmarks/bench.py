@@ -1,4 +1,4 @@
-"""What both sides of the training benchmark share: clips, frozen parts, adapter, optimizer."""
+"""Clips, frozen parts, adapter and optimizer, which both sides of the training benchmark share."""
 
 import argparse
 import os
@@ -34,7 +34,7 @@ from diva.run import make_data
 from diva.training.frozen import FrozenParts, Precompute, TeacherTable
 from diva.training.transcripts import Transcripts
 
-# Raise it when the same counts would give other clips.
+# Raise it after changes that give other clips for the same counts.
 _CLIPS_VERSION = 2
 _PARITY_CLIPS = 4
 
@@ -93,7 +93,7 @@ class Bench:
 
     @property
     def context(self) -> Context:
-        """What the encoder of a run of this config hears of a clip."""
+        """The encoder's context in a run of this config."""
         return self.config.model.encoder.context
 
     @property
@@ -109,7 +109,7 @@ class Bench:
         return self.batches[number % len(self.batches)]
 
     def typical_batch(self) -> SpeechBatch:
-        """The one whose clips come nearest to the corpus's median length."""
+        """The batch whose clips are nearest to the corpus's median length."""
         median = float(np.median(self.data.train.durations)) * SAMPLE_RATE
         return min(self.batches, key=lambda batch: abs(float(batch.samples.float().mean()) - median))
 
@@ -142,7 +142,7 @@ class Bench:
 
 @torch.no_grad()
 def both_losses(model: DivaForConditionalGeneration, batch: SpeechBatch) -> dict[str, tuple]:
-    """The losses of a batch by our step, nothing kept, and by the published one; no autocast on either side."""
+    """The losses of a batch by our step without cached tables, and by the published step; neither uses autocast."""
     variant = Variant(frames="full", teacher="trimmed")
     waveforms = [
         row[:count].numpy() for row, count in zip(batch.waveforms, batch.samples.tolist(), strict=True)
@@ -160,7 +160,7 @@ def restate(model: DivaForConditionalGeneration, autocast: torch.dtype | None) -
 
 
 def half_of_the_median(config: DivaConfig, data: SpeechDataModule) -> float:
-    """Virtual tokens a second of which the LLM reads half of those there are for a clip of median length."""
+    """Virtual tokens a second with which the LLM reads half of the virtual tokens for a clip of median length."""
     seconds = float(np.median(data.train.durations)) + TAIL_SECONDS
     return config.adapter.num_virtual_tokens / 2 / seconds
 
@@ -182,7 +182,7 @@ def joined_clips(root: Path, clips: int, most_sentences: int | None = None) -> P
 
 @contextmanager
 def _fresh_cache() -> Iterator[Path]:
-    """An empty cache folder, so that what is kept has to be computed here and now."""
+    """An empty cache folder, so that nothing is cached from before."""
     before = os.environ.get("DIVA_CACHE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["DIVA_CACHE"] = folder

@@ -1,9 +1,9 @@
-"""What could make a step on a GPU faster and is not shipped, for no device has shown it: torch.compile and float8.
+"""torch.compile and float8 for a step on a GPU. Not shipped, because no GPU has shown yet that they are faster.
 
-Compiled are what takes the most small operations: encoder layers, adapter layers, and the LLM's MLPs and norms. The
-LLM's attention reads and fills a cache by the number of its layer, and would be compiled once for each layer; whole
-layers are compiled without a cache, so they read the prefix with every row. Lengths are dynamic after the second
-shape, so buckets share what has been compiled.
+The parts with the most small operations are compiled: encoder layers, adapter layers, and the LLM's MLPs and norms. The
+LLM's attention uses a cache by the number of its layer, so it would be compiled once for each layer. Whole layers are
+compiled without a cache, so they read the prefix with every row. Lengths are dynamic after the second shape, so all
+buckets share the compiled code.
 """
 
 from collections.abc import Iterator

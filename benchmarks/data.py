@@ -1,4 +1,4 @@
-"""Speed of loading: what a worker gives in clips a second, against what training takes.
+"""Speed of loading: clips a second of a worker, compared with the clips a second that training needs.
 
 `python -m benchmarks.data [--clips 384] [--into benchmarks/results]`. Generated clips with the lengths of Common
 Voice's lie in files, in a .tar.gz and in shards; DataLoaders with one and two workers make batches of them in
@@ -193,7 +193,7 @@ def measure_source(manifest: Manifest, tokenizer: PreTrainedTokenizerBase) -> di
 
 
 def cpu_ms(work: Callable[[Any], Any], items: list[Any]) -> tuple[list[Any], float]:
-    """What comes of each item, and CPU milliseconds an item."""
+    """The result for each item, and CPU milliseconds an item."""
     started = time.process_time()
     results = [work(item) for item in items]
     return results, round(1000 * (time.process_time() - started) / len(items), 3)

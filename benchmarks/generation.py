@@ -1,4 +1,4 @@
-"""Speed of answering: diva against the published algorithm, on the same weights in one run.
+"""Speed of answering: diva compared with the published algorithm, on the same weights in one run.
 
 `python -m benchmarks.generation [--model RUN] [--clips FOLDER] [--new-tokens 24]`. Both make the same number of
 tokens in the same precision on the same clips, in turns. The published code answers one clip a call: "one by one".
@@ -27,7 +27,7 @@ from diva.plots.curves import newest_run
 from diva.training.run_folder import environment
 
 BATCHES = (1, 4, 16)
-NO_TOKEN = -1  # as an end token: an answer never ends by itself, so that all do the same work
+NO_TOKEN = -1  # used as the end token, so that no answer ends early and all take the same work
 
 
 @exit_codes

@@ -51,7 +51,7 @@ SECONDS, TOKENS = (4.5, 5.0), (10, 18)
 TOKENS_PER_SECOND = 12.0
 
 
-# What is done to the model and not taken back.
+# Changes of the model that are not undone.
 _LASTING = ("compiled", "whole_layers", "float8")
 
 
@@ -70,7 +70,7 @@ class Side:
     times_the_clips: int = 1  # for one that leaves room for more
 
 
-# In this order: what is compiled or converted stays so.
+# The order matters, because compiled or converted parts stay so.
 SIDES = {
     "published pattern": Side("full", published=True),
     "ours, 30 s windows": Side("full"),
@@ -107,7 +107,7 @@ def main() -> None:
         batch = arguments.batch * SIDES[name].times_the_clips
         rows.append({"side": name, **bench.measure_what_fits(SIDES[name], batch, arguments.rounds)})
         print(rows[-1], flush=True)
-        # After each side: what has been measured is kept though the time should run out.
+        # Written after each side, so that results are saved even if the time limit ends the benchmark.
         write_results(arguments.name, {"rows": rows, "peak_tflops": bench.peak}, report(rows), arguments.into)
         if name == arguments.profile:
             text = bench.profile(SIDES[name], rows[-1]["batch"])
@@ -164,7 +164,7 @@ class GpuBench:
                 return self.measure(side, rows, rounds)
             except torch.cuda.OutOfMemoryError as error:
                 failed = str(error).splitlines()[0]
-            except Exception as error:  # the other sides are still worth their time
+            except Exception as error:  # the other sides are measured anyway
                 return {"batch": rows, "failed": f"{type(error).__name__}: {error}"[:500]}
             self.optimizer.zero_grad()
             gc.collect()
@@ -295,7 +295,7 @@ class GpuBench:
 
 
 class NoParts(Parts):
-    """A step that is timed as a whole: no device has to be waited for inside it."""
+    """Parts of a step that is timed as a whole, so that nothing waits for the device inside the step."""
 
     def _now(self) -> float:
         return 0.0

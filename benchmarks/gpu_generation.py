@@ -43,7 +43,7 @@ def main() -> None:
         for batch in arguments.batches:
             try:
                 figures = measure(model, batch, cache, arguments.new_tokens, arguments.rounds)
-            except Exception as error:  # the other rows are still worth their time
+            except Exception as error:  # the other rows are measured anyway
                 figures = {"failed": f"{type(error).__name__}: {error}"[:500]}
             rows.append({"cache": name, "batch": batch, **figures})
             print(rows[-1], flush=True)

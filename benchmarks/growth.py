@@ -1,4 +1,4 @@
-"""How training grows: with the corpus, with the virtual tokens, with processes.
+"""Speed and memory of training with a larger corpus, with more virtual tokens, and with more processes.
 
 `python -m benchmarks.growth [--data ROOT] [key=value ...]`. Each row is a run of diva.train of its own, on an empty
 cache, with both losses, and differs from the first in one thing; its first steps do not count, and its memory is the

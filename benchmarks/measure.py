@@ -1,4 +1,4 @@
-"""What benchmarks share: time and memory by part, contenders in turn, medians, result files."""
+"""Shared functions of the benchmarks: time and memory by part, measuring in turns, medians, result files."""
 
 import csv
 import json
@@ -69,7 +69,7 @@ class Parts:
 
 
 def reset_peak(device: torch.device) -> None:
-    """What is held now is the peak from here on."""
+    """Set the peak to the memory that is in use now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif _CLEAR.exists():

@@ -1,4 +1,4 @@
-"""How near diva.plan comes: a short real run in a process of its own, beside what the plan says of it.
+"""Accuracy of diva.plan: compares its predictions with a short real run in a process of its own.
 
 `python -m benchmarks.plan_check [--steps 12] [--into FOLDER] [key=value ...]` trains a few steps of both phases of
 experiment=mini, or of what the overrides say, and compares the seconds of a step and the most memory it ever had.
@@ -41,7 +41,7 @@ def main() -> None:
 def short(steps: int, clips: int) -> list[str]:
     """Overrides that leave a run so many steps of each phase, and its validation."""
     return [
-        # Tables are mapped files: what a run has not looked at yet is in no memory, so it looks at all there is.
+        # Tables are memory-mapped files. Only parts that were read are in memory, so the run has to read all of them.
         f"data.max_train_clips={clips}",
         f"max_steps={2 * steps}",
         f"objective.distill_from_step={steps}",

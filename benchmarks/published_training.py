@@ -1,4 +1,4 @@
-"""The published training step of DiVA (Levanter, models/diva.py), restated: what it computes, not how fast it could.
+"""The published training step of DiVA (Levanter, models/diva.py), reimplemented with the same computations.
 
 Audio is padded to 30 s and its features are computed on the host; the encoder runs on all 1,500 frames; transcripts
 are padded to 448 tokens and the teacher reads the padding too; prefix, virtual tokens and suffix pass through the

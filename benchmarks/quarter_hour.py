@@ -1,8 +1,8 @@
-"""All that is measured on a GPU, in one command that ends in time: `python -m benchmarks.quarter_hour --into FOLDER`.
+"""All GPU measurements in one command with a time limit: `python -m benchmarks.quarter_hour --into FOLDER`.
 
-Each step is a process with a limit of its own. What it has measured by then lies in FOLDER, its output beside it, and
-the next step begins. The steps are what a borrowed device is asked in turn: does everything run on it, how fast is a
-training step at the paper's size and where does its time go, how fast are answers.
+Each step is a process with a time limit of its own. Its results and its output are in FOLDER even if its limit ends it.
+Then the next step begins. The steps are: GPU tests, speed and profile of a training step at the paper's size, and
+speed of answers.
 """
 
 import argparse

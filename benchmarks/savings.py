@@ -1,4 +1,4 @@
-"""What each saving of the training step is worth alone: with it and without it, in turns, in one process.
+"""The effect of each single saving of the training step: with it and without it, in turns, in one process.
 
 `python -m benchmarks.savings [--quick] [--data ROOT] [key=value ...]`, as `benchmarks.training`; of a batch of that
 half is taken, for these are many steps. All other savings are as they are shipped.

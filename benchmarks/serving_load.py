@@ -1,4 +1,4 @@
-"""A server of diva under load: nothing lost, memory flat; and how long requests that arrive over time wait.
+"""A server of diva under load: lost answers, growth of memory, and waiting times of requests that arrive over time.
 
 `python -m benchmarks.serving_load MODEL [--against FOLDER] [--into benchmarks/results]`. It starts the servers itself,
 on 127.0.0.1, and asks them only. Under load, clients stream, read slowly, go away, or wait for the whole answer. Each

@@ -1,4 +1,4 @@
-"""Our training step with switches: each of its savings can be taken back, to see what it is worth."""
+"""Our training step with switches: each saving can be turned off, to measure its effect."""
 
 import copy
 from collections.abc import Callable, Iterator

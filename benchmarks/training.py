@@ -1,4 +1,4 @@
-"""Training speed: diva against the published compute pattern.
+"""Training speed: diva compared with the published compute pattern.
 
 `python -m benchmarks.training [--quick] [--data ROOT] [key=value ...]`, the keys being those of diva.train. Both
 sides take optimizer steps on the same adapter between the same frozen parts, on the same clips, in turns. "Ours" is
@@ -73,7 +73,7 @@ def recipe(root: Path) -> Recipe:
 
 
 def check_losses(losses: Mapping[str, list[float]]) -> None:
-    """A comparison of different losses would say nothing."""
+    """Check that both sides have the same losses; otherwise a comparison of their speed means nothing."""
     difference = max(abs(a - b) for a, b in zip(losses["ours"], losses["published"], strict=True))
     if difference > TOLERANCE:
         raise RuntimeError(f"the two sides disagree by {difference:.1e} in float32: {losses}")

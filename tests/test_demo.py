@@ -241,7 +241,7 @@ def test_a_conversation_with_another_run(page, runs, folder):
 
 
 @pytest.mark.integration
-def test_what_cannot_be_heard_is_said_in_the_page(page, runs, folder):
+def test_an_unreadable_clip_shows_an_error_on_the_page(page, runs, folder):
     ask(page)
     expect(page.get_by_text("there is no question yet")).to_be_visible(timeout=1000 * SECONDS)
     upload(page, folder / "clip.wav")

@@ -1,4 +1,4 @@
-"""Which precision a CPU run takes by default, and what the user is told of it."""
+"""The default precision of a run on a CPU, and the message about it."""
 
 import pytest
 import torch

@@ -103,7 +103,7 @@ def test_a_run_leaves_what_it_promises(undisturbed: Path, tiny_release: Path):
         assert float(terms[step][0]) == pytest.approx(float(terms[step][1]) + float(terms[step][2]), rel=1e-5)
 
 
-def test_validation_figures_are_means_over_the_held_out_clips(undisturbed: Path, tiny_release: Path):
+def test_validation_metrics_are_means_over_the_held_out_clips(undisturbed: Path, tiny_release: Path):
     """Each clip by itself, through the exported model, in the trainer's precision."""
     model = DivaForConditionalGeneration.from_pretrained(undisturbed)
     tokenizer, embeddings = model.processor.tokenizer, model.llm.get_input_embeddings().weight
@@ -184,7 +184,7 @@ def test_a_killed_run_resumes_to_the_bit(undisturbed, arguments, shared_cache, t
     assert final["responses"] == ours["responses"]
 
 
-def test_a_run_stopped_in_its_last_validation_gets_its_figures(undisturbed, shared_cache, tmp_path):
+def test_a_run_stopped_in_its_last_validation_gets_its_metrics(undisturbed, shared_cache, tmp_path):
     """Its last checkpoint is of its last step: nothing is left to train."""
     folder = tmp_path / "stopped"
     shutil.copytree(

@@ -1,4 +1,4 @@
-"""A task put to a system and to those beside it, from the config to the folders of results."""
+"""Evaluates a system and its baselines on a task, from the config to the folders of results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,9 +25,9 @@ _ROLES = {"teacher": "ceiling", "cascade": "cascade"}
 
 
 def evaluate(config: DictConfig, choice: str) -> list[Path]:
-    """Put the task to the system and to those beside it; returns the folders of their results.
+    """Evaluate the system and its baselines on the task; returns the folders of their results.
 
-    `choice` is the system's config. Raises UserError for what the user can mend.
+    `choice` is the name of the system's config. Raises UserError for what the user can mend.
     """
     quieten()
     plain = plain_config(config)
@@ -63,7 +63,7 @@ def _ask(config: DictConfig, plain: dict[str, Any], task: Task, choice: str) -> 
     manifest = task.open()
     samples = task.samples(manifest)
     system: System = make(config.system)
-    # All of them before anyone is asked: what cannot be built must not cost an evaluation first.
+    # All systems are built before the first is evaluated, so that a wrong setting is found before hours of work.
     answering = {choice: system} | {name: beside(system, name, config.whisper) for name in others}
     folders = []
     for name, of in answering.items():
@@ -77,7 +77,7 @@ def _ask(config: DictConfig, plain: dict[str, Any], task: Task, choice: str) -> 
             "role": _ROLES.get(name, "system"),
             "system": called,
             "identity": of.identity,
-            # Whose ceiling and cascade belong together: those with the same LLM under the same prompt.
+            # Ceiling and cascade belong to the systems that have the same LLM with the same prompt.
             "reader": None if reader is None else reader.identity,
             "seconds": round(sum(answer.seconds or 0.0 for answer in answers), 1),
         }
@@ -87,7 +87,7 @@ def _ask(config: DictConfig, plain: dict[str, Any], task: Task, choice: str) -> 
 
 
 def _others(config: DictConfig, task: Task, choice: str) -> list[str]:
-    """Who answers beside the system. Raises UserError for a name that is unknown."""
+    """Names of the baselines. Raises UserError for an unknown name."""
     unknown = [name for name in config.beside if name not in BESIDE]
     if unknown:
         raise UserError(f"beside={', '.join(unknown)} is unknown; there are {' and '.join(BESIDE)}")
@@ -124,14 +124,16 @@ def _score_file(config: DictConfig, plain: dict[str, Any], task: Task) -> Path:
 
 
 def _folder(config: DictConfig, task: Task, name: str, identity: Any) -> Path:
-    """The folder of one system on one task: the same command finds it again, another system has another."""
+    """The folder of one system on one task. The same command finds the same folder; another system has another."""
     return Path(config.folder) / task.full_name / f"{name}-{digest(identity)[:8]}"
 
 
 def _asked(task: dict[str, Any]) -> str:
-    """A digest of what is asked and how it is scored; the data have their own, wherever they lie."""
+    """A digest of the task's questions and metrics. Data have a digest of their own, which no path is part of."""
     unsaid = ["corpus", "max_samples"]
-    if task.get("layout") == "question_last":  # the only one when earlier results were written
+    if (
+        task.get("layout") == "question_last"
+    ):  # the only layout of earlier results, which have to stay comparable
         unsaid.append("layout")
     return digest({key: value for key, value in task.items() if key not in unsaid})
 
@@ -145,14 +147,14 @@ def _write(
     skipped: Sequence[Skip],
     origin: dict[str, Any],
 ) -> None:
-    """results.json: the headline first, then all figures, then what they rest on."""
+    """results.json: first the main metric, then all metrics, then config, data and environment."""
     write_results(
         folder,
         {
             "task": task.full_name,
             "version": task.version,
             **scored(answers, task.metrics),
-            # Clips that the corpus itself had to leave out, and so nobody was asked about.
+            # Clips that the corpus skipped: no system was asked about them.
             "skipped": count_by_reason(skipped),
             **origin,
             "task_hash": _asked(plain["task"]),

@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap, Wilson, sign test."""
+"""Confidence of a metric: bootstrap, Wilson, sign test."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Interval = tuple[float, float]
 
 
 def bootstrap(measure: Measure, seed: int = 0) -> Interval | None:
-    """95% percentile interval of a metric over resampled answers; None where there are fewer than two."""
+    """95% percentile interval of a metric over resampled answers; None if there are fewer than two answers."""
     return _bootstrap(len(measure.rows), lambda chosen: measure.value(measure.rows[chosen]), seed)
 
 
@@ -23,15 +23,15 @@ def bootstrap(measure: Measure, seed: int = 0) -> Interval | None:
 class Difference:
     """One system's metric minus another's on the same samples."""
 
-    value: float  # NaN where no sample has been answered by both
+    value: float  # NaN if no sample has been answered by both
     interval: Interval | None  # 95%, paired bootstrap
     n: int  # samples that both have answered
 
 
 def paired_difference(ours: Measure, theirs: Measure, seed: int = 0) -> Difference:
-    """`ours` minus `theirs`, whose rows are of the same samples in the same order: both are resampled alike.
+    """`ours` minus `theirs`. Their rows are of the same samples in the same order, and both are resampled together.
 
-    A sample that one of them leaves out counts for neither.
+    A sample without a value in one of them is excluded from both.
     """
     assert len(ours.rows) == len(theirs.rows), "rows of different samples"
     kept = ~(np.isnan(ours.rows.astype(float)).any(axis=1) | np.isnan(theirs.rows.astype(float)).any(axis=1))
@@ -69,7 +69,7 @@ def wilson(successes: int, n: int) -> Interval:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p of votes that are even at heart. Raises ValueError where nobody voted."""
+    """Two-sided p value; the null hypothesis is that both are equally likely. Raises ValueError without votes."""
     if wins + losses == 0:
         raise ValueError("no votes to test")
     return float(stats.binomtest(wins, wins + losses).pvalue)

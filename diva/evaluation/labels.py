@@ -1,4 +1,4 @@
-"""Answers restricted to labels: the first token of each decides (SALT-NLP/DiVA-Eval, classification_eval.py)."""
+"""Answers restricted to labels, by the first token of each label (SALT-NLP/DiVA-Eval, classification_eval.py)."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from diva.errors import UserError
 
 
 class NoLabel(RuntimeError):
-    """An answer that is none of the labels: the system works, and this sample of it has failed."""
+    """An answer that is none of the labels. The system works; only this sample has failed."""
 
 
 def label_tokens(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> dict[int, str]:
     """First token id of each label -> the label.
 
-    Raises UserError where two labels begin with the same token, so that one token could not tell them apart.
+    Raises UserError if two labels begin with the same token, because one token cannot distinguish them.
     """
     first: dict[int, str] = {}
     for label in labels:
@@ -34,7 +34,7 @@ def label_tokens(tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> d
 
 
 class OnlyTokens(LogitsProcessor):
-    """Leaves no other next token than these."""
+    """Allows only these next tokens."""
 
     def __init__(self, token_ids: Sequence[int]):
         self.token_ids = list(token_ids)
@@ -47,9 +47,10 @@ class OnlyTokens(LogitsProcessor):
 
 
 def which_label(said: str, labels: Sequence[str]) -> str | None:
-    """The one label that a text is, is the beginning of ("H" for Happiness), or begins with ("Yes, it is").
+    """The label that a text means. A text means a label that it equals, abbreviates ("H" for Happiness) or begins with
+    ("Yes, it is").
 
-    None where there is none or more than one.
+    None if no label or more than one fits.
     """
     text = said.strip().lower()
     if not text:

@@ -1,7 +1,7 @@
-"""Metrics as pure functions of answers. Every one gives a `Measure`, so intervals are made in one place.
+"""Metrics as pure functions of answers. Every metric gives a `Measure`, so intervals are computed in one place.
 
-Failed answers: left out of means (question answering, BLEU, language), counted as a given class or as wrong in F1
-and accuracy. So did the authors (SALT-NLP/DiVA-Eval, qa_eval.py, translation_eval.py, f1_scores.py).
+Failed answers are not part of means (question answering, BLEU, language). In F1 and accuracy they count as a given
+class or as wrong. This is what the authors did (SALT-NLP/DiVA-Eval, qa_eval.py, translation_eval.py, f1_scores.py).
 """
 
 import re
@@ -30,14 +30,14 @@ WITHOUT_REFERENCES = "the predictions file holds scores and no references"
 class Measure:
     """A metric of n answers, in a form that can be resampled."""
 
-    rows: np.ndarray  # [n, k]: all that `value` needs of each answer; NaN for one that is left out
-    value: Callable[[np.ndarray], float]  # rows [m, k] -> the metric; NaN where nothing is left
-    note: str = ""  # what the number rests on, where that is not plain
+    rows: np.ndarray  # [n, k]: all that `value` needs of each answer; NaN for an excluded answer
+    value: Callable[[np.ndarray], float]  # rows [m, k] -> the metric; NaN if all rows are excluded
+    note: str = ""  # how the number was made, if its name does not say it
     is_share: bool = False  # of answers that are right or wrong, 1 or 0
 
 
 class Unavailable(UserError):
-    """A metric that cannot be had here; the message says why. Results name it, and go on without."""
+    """A metric that cannot be computed here; the message says why. Results name it, and the others are computed."""
 
 
 class Metric(Protocol):
@@ -50,7 +50,7 @@ class Metric(Protocol):
 
 
 def mean(rows: np.ndarray) -> float:
-    """Mean of [m, 1] without the NaN; NaN where there is nothing else."""
+    """Mean of [m, 1] without NaN values; NaN if there are no others."""
     kept = rows[~np.isnan(rows)]
     return float(kept.mean()) if len(kept) else float("nan")
 
@@ -58,9 +58,9 @@ def mean(rows: np.ndarray) -> float:
 def per_answer(
     answers: Sequence[Answer], score: Callable[[str, tuple[str, ...]], float], is_share: bool = False
 ) -> Measure:
-    """The mean of a score of each answer against its references; failed answers are left out.
+    """Mean over the answers of a score against their references. Failed answers are excluded.
 
-    Raises Unavailable where there are no references.
+    Raises Unavailable if there are no references.
     """
     if _only_recorded(answers):
         raise Unavailable(WITHOUT_REFERENCES)
@@ -69,13 +69,13 @@ def per_answer(
 
 
 def recorded(answers: Sequence[Answer], failed: float = float("nan"), is_share: bool = False) -> Measure:
-    """The mean of the scores that came with the predictions; `failed` is that of an answer that failed."""
+    """Mean of the scores that came with the predictions; `failed` is the score of a failed answer."""
     rows = np.array([failed if a.prediction is None else a.score for a in answers], dtype=float)
     return Measure(rows.reshape(-1, 1), mean, RECORDED, is_share)
 
 
 def _only_recorded(answers: Sequence[Answer]) -> bool:
-    """Whether the predictions came with scores and without what they were scored against."""
+    """Whether the predictions came with scores and without references."""
     answered = [a for a in answers if a.prediction is not None]
     return bool(answered) and all(a.score is not None and not a.references for a in answered)
 
@@ -90,12 +90,12 @@ def _references(answer: Answer) -> tuple[str, ...]:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers; twenty-two and don't are one word each."""
+    """Words and numbers in lower case; "twenty-two" and "don't" are one word each."""
     return re.findall(r"\w+(?:[-'’.,]\w+)*", unicodedata.normalize("NFKC", text).lower())
 
 
 def contains_answer(prediction: str, references: Sequence[str]) -> float:
-    """1.0 where a reference is in the prediction as a run of whole words.
+    """1.0 if the prediction contains a reference as whole words in a row.
 
     Lenient: a sentence that names the right answer and then denies it counts as right.
     """
@@ -112,14 +112,14 @@ def contains_answer(prediction: str, references: Sequence[str]) -> float:
 def normalise(text: str) -> str:
     """As in SQuAD's evaluation: lower case, without punctuation and articles, single spaces.
 
-    An answer that is nothing but an article ("A") stays what it is.
+    An answer that is only an article ("A") is not changed.
     """
     plain = "".join(c for c in text.lower() if c not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split()) or " ".join(plain.split())
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
-    """1.0 where the normalised prediction is one of the normalised references (SQuAD)."""
+    """1.0 if the normalised prediction is one of the normalised references (SQuAD)."""
     return float(any(normalise(prediction) == normalise(reference) for reference in references))
 
 
@@ -138,7 +138,7 @@ def overlap(said: Counter[str], wanted: Counter[str]) -> float:
 
 @dataclass(frozen=True)
 class ContainsAnswer:
-    """Share of answers with a reference in them as whole words."""
+    """Share of answers that contain a reference as whole words."""
 
     name: str = "contains_answer"
 
@@ -148,7 +148,7 @@ class ContainsAnswer:
 
 @dataclass(frozen=True)
 class ExactMatch:
-    """Share of answers that are a reference, normalised as for SQuAD."""
+    """Share of answers that equal a reference, normalised as for SQuAD."""
 
     name: str = "exact_match"
 
@@ -168,10 +168,10 @@ class TokenF1:
 
 @dataclass(frozen=True)
 class Pedants:
-    """PEDANTS (Li et al. 2024): the mean of what the qa-metrics package says of each answer, which comes as `score`.
+    """PEDANTS (Li et al. 2024): mean of the scores that the package qa-metrics gives the answers (`Answer.score`).
 
-    The package pins what this one cannot run on and unpickles what it fetches: experiments/fig2_qa/pedants.py scores
-    in an environment of its own.
+    qa-metrics pins versions that diva cannot run with, and it unpickles a file that it downloads. So
+    experiments/fig2_qa/pedants.py computes the scores in an environment of its own.
     """
 
     name: str = "pedants"
@@ -190,11 +190,13 @@ class Pedants:
 
 
 def label_rows(answers: Sequence[Answer], labels: dict[str, str], failed_as: str | None) -> np.ndarray:
-    """[n, 2] of (what is right, what was said) as places in `labels`.
+    """[n, 2] of (reference, prediction) as indices into `labels`.
 
-    -1 is what was said by a failed answer without a class; NaN what is right where that is not known, which only
-    a failed answer may have. `labels` is what a model says -> what the data call it; `failed_as` is one of the
-    latter. Raises UserError for a reference or a prediction that is none of them.
+    labels: the model's word for a class -> the data's name of the class.
+    failed_as: the data's name of the class that failed answers count as. Without it their prediction is -1.
+
+    The reference is NaN if it is not known, which is allowed for failed answers only. Raises UserError for a reference
+    or a prediction that is none of the labels.
     """
     classes = list(labels.values())
     said = list(labels)
@@ -215,7 +217,7 @@ def label_rows(answers: Sequence[Answer], labels: dict[str, str], failed_as: str
 
 
 def _right(answer: Answer, classes: Sequence[str]) -> float:
-    """The place of what is right, NaN for a failed answer of which that is not known."""
+    """Index of the reference's class; NaN for a failed answer whose reference is not known."""
     if answer.prediction is None and not answer.references:
         return float("nan")
     wanted = _references(answer)[0]
@@ -228,13 +230,13 @@ def _right(answer: Answer, classes: Sequence[str]) -> float:
 
 
 def _of_unknown(rows: np.ndarray, counts: str) -> str:
-    """A note on failed answers of which it is not known what is right."""
+    """A note on failed answers whose reference is not known."""
     unknown = int(np.isnan(rows[:, 0]).sum())
     return f"what is right is not known of {unknown} failed answers, which {counts}" if unknown else ""
 
 
 def _f1(rows: np.ndarray, **options: Any) -> float:
-    """F1 of rows [m, 2] of (right, said), without those that hold a NaN."""
+    """F1 of rows [m, 2] of (reference, prediction), without rows with a NaN."""
     kept = rows[~np.isnan(rows).any(axis=1)].astype(int)
     if not len(kept):
         return float("nan")
@@ -243,7 +245,7 @@ def _f1(rows: np.ndarray, **options: Any) -> float:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of right labels; a failed answer is wrong unless it counts as a class and that is known to be right."""
+    """Share of right labels. A failed answer is wrong, unless it counts as a class that is known to be right."""
 
     labels: dict[str, str]
     failed_as: str | None = None
@@ -259,7 +261,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class WeightedF1:
-    """F1 of each class, weighted by how often it is right; a failed answer counts as `failed_as`."""
+    """F1 of each class, weighted by the number of its references. A failed answer counts as `failed_as`."""
 
     labels: dict[str, str]
     failed_as: str | None = None
@@ -274,7 +276,7 @@ class WeightedF1:
 
 @dataclass(frozen=True)
 class F1:
-    """F1 of one class, named as models say it; a failed answer is not of that class."""
+    """F1 of one class, given by the model's word for it. A failed answer is not of that class."""
 
     labels: dict[str, str]
     positive: str
@@ -301,16 +303,16 @@ def _bleu(language: str) -> BLEU:
 
 
 def sentence_bleu(prediction: str, references: Sequence[str], language: str) -> BLEUScore:
-    """BLEU of one sentence as the authors computed it (translation_eval.py): corpus BLEU of a corpus of one.
+    """BLEU of one sentence, 0 to 100, as the authors computed it (translation_eval.py): corpus BLEU of one sentence.
 
-    0 to 100, the tokenizer of the target language (Japanese MeCab, Chinese characters, 13a), exponential smoothing.
+    Exponential smoothing; the target language's tokenizer: MeCab for Japanese, characters for Chinese, else 13a.
     """
     return _bleu(language.split("-")[0]).corpus_score([prediction], [[r] for r in references])
 
 
 @dataclass(frozen=True)
 class SentenceBleu:
-    """Mean over the answers of `sentence_bleu`."""
+    """Mean of `sentence_bleu` over the answers."""
 
     language: str
     name: str = "sentence_bleu"
@@ -340,7 +342,10 @@ class CorpusBleu:
 
 
 def corpus_bleu(rows: np.ndarray) -> float:
-    """Rows [m, 10] of matches and n-grams for n = 1 to 4, length said, length wanted -> BLEU, 0 to 100."""
+    """Rows [m, 10] -> BLEU, 0 to 100.
+
+    A row has 4 counts of matches and 4 of n-grams (n = 1 to 4), the prediction's length and the reference's length.
+    """
     kept = rows[~np.isnan(rows[:, 0])]
     if not len(kept):
         return float("nan")

@@ -1,4 +1,4 @@
-"""Whether recorded scores belong to the samples that they are filed under, where they cannot be computed again."""
+"""Checks whether recorded scores belong to their samples, for scores that cannot be computed again."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,22 +9,23 @@ from diva.evaluation.metrics import normalise, overlap
 from diva.evaluation.samples import Answer
 
 _PERMUTATIONS = 100
-# In standard deviations of shuffled pairings: what is below the first is no better than chance, what is above the
-# second is no accident.
+# In standard deviations of shuffled pairings. Below the first, a pairing is no better than chance. Above the second, it
+# is not by chance.
 _CHANCE, _NO_ACCIDENT = 2.0, 5.0
-# A right file whose scores correlate 0.3 with word overlap lies 4.7 deviations above chance with so many answers, and
-# so falls below _CHANCE once in 300 times; scores of qa-metrics correlate more, being made from that overlap.
+# Number of answers. With so many, a right file whose scores have a correlation of 0.3 with word overlap lies 4.7
+# deviations above chance. So it falls below _CHANCE once in 300 times. Scores of qa-metrics have a higher correlation,
+# because they are computed from that overlap.
 _ENOUGH = 250
-# Answers of either kind, scored above and below one half, that a correlation needs to say anything.
+# A correlation needs so many answers with scores above one half, and so many below.
 _OF_EACH = 10
 
 
 def mispairing(answers: Sequence[Answer]) -> str | None:
-    """What is wrong with scored answers (their `score` was given by others) in the task's order; None: nothing.
+    """A message if the recorded scores do not fit the references, else None. Answers are in the task's order.
 
-    Whoever scores answers to questions gives more to those that share words with the reference. So scores have to
-    correlate with token F1 more than they do where the references are shuffled. Where that cannot be told, as in
-    small files, nothing is said; references that fit the scores one line further on are told in small files too.
+    Any good score of an answer is higher if the answer shares words with the reference. So scores must correlate with
+    token F1 more than they do with shuffled references. Small files are not refused for that, because the difference is
+    not significant there. But scores that fit the references of the line before or after are found in small files too.
     """
     scores = np.array([a.score for a in answers], dtype=float)
     if min((scores >= 0.5).sum(), (scores < 0.5).sum()) < _OF_EACH:

@@ -32,9 +32,9 @@ class Line:
 
 
 def read_predictions(file: Path) -> tuple[list[Line], list[Skip]]:
-    """The lines of a file in either format, and those that are malformed, by their numbers.
+    """The lines of a file in either format, and the malformed lines with their numbers.
 
-    Raises UserError where there is no such file, where more lines are malformed than not, and for an id twice.
+    Raises UserError for a missing file, for a file with more malformed lines than good ones, and for a repeated id.
     """
     if not file.is_file():
         raise UserError(f"there is no predictions file {file}")
@@ -84,9 +84,9 @@ def _json(number: int, text: str) -> Line:
 
 
 def match(lines: Sequence[Line], samples: Sequence[Sample], file: Path, malformed: int = 0) -> list[Answer]:
-    """An answer for every sample of the task, in the task's order; none for as many as the file has malformed lines.
+    """An answer for every sample of the task, in the task's order. As many may be missing as there are malformed lines.
 
-    Raises UserError where the file's ids are not exactly the task's, or a reference in the file is not the task's.
+    Raises UserError if the file's ids are not exactly the task's, or a reference in the file is not the task's.
     """
     by_id = {line.id: line for line in lines}
     ids = {sample.id for sample in samples}
@@ -124,9 +124,9 @@ def match(lines: Sequence[Line], samples: Sequence[Sample], file: Path, malforme
 def by_themselves(
     lines: Sequence[Line], labels: Mapping[str, str] | None, file: Path, judged: bool = True
 ) -> list[Answer]:
-    """Answers with what the file itself says is right: its references, or what follows from its scores.
+    """Answers with the file's own references, or with references that follow from its scores.
 
-    Of two labels, a score of 0 or 1 says which one is right. Raises UserError where nothing tells, unless answers
+    With two labels, a score of 0 or 1 says which label is right. Raises UserError if neither is there, unless answers
     are not `judged` right or wrong.
     """
     answers = []
@@ -153,10 +153,10 @@ def _from_score(line: Line, labels: Mapping[str, str] | None) -> tuple[str, ...]
 
 
 def check_scores(answers: Sequence[Answer], metrics: Sequence[Metric], file: Path) -> None:
-    """Compare recorded scores with those of the first metric that gives one score an answer, those of PEDANTS with word
-    overlap.
+    """Compare recorded scores with those of the first metric that scores each answer.
 
-    A file whose ids are shuffled or shifted by one agrees with itself but not with the task. Raises UserError.
+    Scores of PEDANTS are compared with word overlap. Raises UserError if scores
+    differ, as in a file whose ids are shuffled or shifted by one.
     """
     scored = [a for a in answers if a.score is not None and a.prediction is not None]
     if any(isinstance(metric, Pedants) for metric in metrics):

@@ -13,10 +13,10 @@ from diva.evaluation.samples import Answer
 
 @dataclass(frozen=True)
 class WinRate:
-    """Share of votes for one system against one other; `prediction` is whom a vote is for.
+    """Share of votes for one of two systems; `prediction` is the system that a vote is for.
 
-    A vote for neither (null) is left out and counted as failed. Votes are taken for independent: where one person
-    gives many, the intervals are too narrow.
+    A vote for neither (null) is excluded and counted as failed. Votes are assumed to be independent. If one person
+    gives many votes, the intervals are too narrow.
     """
 
     of: str

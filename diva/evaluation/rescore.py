@@ -1,7 +1,7 @@
-"""Figures anew from answers that are there: `python -m diva.evaluation.rescore FOLDER ...`, without model or data.
+"""Compute metrics again from stored answers, without model or data: `python -m diva.evaluation.rescore FOLDER ...`.
 
-Every FOLDER is searched for results.json. For answers that got their scores afterwards (experiments/fig2_qa), and after
-a change to a metric.
+Every FOLDER is searched for results.json. This is for answers that got their scores later (experiments/fig2_qa), and
+for changes of a metric.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from diva.training.run_folder import environment
 
 
 def rescore(folders: Sequence[Path]) -> list[Result]:
-    """Write every results.json below the folders anew. Raises UserError where there is none."""
+    """Rewrite every results.json below the folders. Raises UserError if there is none."""
     found = sorted({file.parent for folder in folders for file in folder.rglob(RESULTS)})
     if not found:
         raise UserError(f"there is no {RESULTS} below {', '.join(map(str, folders))}")
@@ -32,7 +32,7 @@ def rescore(folders: Sequence[Path]) -> list[Result]:
 
 @exit_codes
 def main() -> None:
-    """Rescore, and say what each headline is now."""
+    """Rescore, and print the new main metrics."""
     parser = argparse.ArgumentParser(
         prog="python -m diva.evaluation.rescore", description=(__doc__ or "").splitlines()[0]
     )

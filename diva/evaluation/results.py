@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: results.json beside samples.jsonl."""
+"""The files of an evaluation: results.json and samples.jsonl."""
 
 import json
 import math
@@ -24,17 +24,17 @@ class Figure:
     """A metric of a system on a task."""
 
     metric: str
-    value: float | None  # None where it cannot be had; `note` says why
-    n: int  # answers that it rests on
-    errors: int  # answers that failed, in it or not
+    value: float | None  # None if it cannot be computed; `note` says why
+    n: int  # number of answers in it
+    errors: int  # failed answers, whether they are in it or not
     interval: Interval | None  # 95% bootstrap over the samples
-    wilson: Interval | None = None  # 95%, of a share; unlike the bootstrap it is sound at 0 and 1
-    failures_as_zero: float | None = None  # a mean in which failed answers count as 0, where there are any
+    wilson: Interval | None = None  # 95%, of a share; unlike the bootstrap it is valid at 0 and 1
+    failures_as_zero: float | None = None  # the mean with failed answers as 0, if there are any
     note: str = ""
 
 
 def figures(answers: Sequence[Answer], metrics: Sequence[Metric]) -> list[Figure]:
-    """Every metric of the answers; the first with a value is the headline."""
+    """All metrics of the answers; the first with a value is the main one."""
     found = []
     for metric in metrics:
         try:
@@ -62,38 +62,38 @@ def _errors(answers: Sequence[Answer]) -> int:
 
 
 def headline(of: Sequence[Figure]) -> Figure:
-    """The first figure that could be had, or the first."""
+    """The first metric with a value, or the first one."""
     return next((figure for figure in of if figure.value is not None), of[0])
 
 
 def scored(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, Any]:
-    """What results.json says of the answers: the headline first, then all figures, then those of groups."""
+    """The part of results.json about the answers: first the main metric, then all metrics, then those of groups."""
     found = figures(answers, metrics)
     every = {"figures": [asdict(figure) for figure in found], "groups": by_group(answers, metrics)}
     return {**asdict(headline(found)), **every}
 
 
 def by_group(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, dict[str, Any]]:
-    """The headline of each group of answers by itself; nothing where there are no groups."""
+    """The main metric of each group of answers; empty if there are no groups."""
     groups = sorted({answer.group for answer in answers if answer.group is not None})
     parts = {group: [answer for answer in answers if answer.group == group] for group in groups}
     return {group: asdict(headline(figures(part, metrics))) for group, part in parts.items()}
 
 
 def digest(value: Any) -> str:
-    """Twelve hexadecimal digits that stand for a plain value."""
+    """A hash of a plain value, in twelve hexadecimal digits."""
     return sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:12]
 
 
 def write_results(folder: Path, values: dict[str, Any]) -> None:
-    """results.json, whole or not at all."""
+    """Write results.json, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     with written_whole(folder / RESULTS) as file:
         file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """The results.json in a folder. Raises UserError where there is none."""
+    """The results.json in a folder. Raises UserError if there is none."""
     try:
         return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

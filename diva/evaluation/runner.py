@@ -1,4 +1,4 @@
-"""Puts a task to a system. Answers are written as they come, so that a killed evaluation continues."""
+"""Asks a system the samples of a task. Each answer is written at once, so that a killed evaluation can be resumed."""
 
 import dataclasses
 import json
@@ -19,14 +19,14 @@ from diva.folders import take
 from diva.terminal import progress_bar
 
 SAMPLES = "samples.jsonl"
-# So many clips are decoded at a time, so that batches can be of like length.
+# Number of clips that are decoded at a time, to make batches of similar length.
 _BATCHES_AT_ONCE = 16
-# The system's own failures one after the other: then it is at fault, not its samples.
+# After so many failures in a row, the system is at fault, not the samples.
 _FAILURES_IN_A_ROW = 20
 
 
 class Runner:
-    """One task put to one system; `run` as often as it takes."""
+    """One task and one system. `run` may be called again to continue."""
 
     def __init__(
         self,
@@ -43,16 +43,16 @@ class Runner:
         self.max_new_tokens = max_new_tokens
         self.labels = labels
         self.file = folder / SAMPLES
-        # One that answers one by one is asked so: else a single failure would have its whole batch asked again.
+        # A system without batches gets one sample at a time. Otherwise one failure would ask its whole batch again.
         self.batch_size = batch_size if system.batches else 1
         self.title = title
         self._failures: list[str] = []  # of the system, since it last answered
 
     def run(self, manifest: Manifest, samples: Sequence[Sample], retry_failed: bool = False) -> list[Answer]:
-        """An answer for every sample, in their order; those in samples.jsonl are not asked for again.
+        """An answer for every sample, in their order. Samples that are in samples.jsonl are not asked again.
 
-        A sample that fails is an Answer with its error. Raises UserError for what the user can mend, and where
-        the system fails so often in a row that it must be at fault.
+        The answer of a failed sample has an error. Raises UserError for what the user can mend, and if the system fails
+        so often in a row that it must be at fault.
         """
         take(self.file.parent)
         known = {a.id: a for a in read_answers(self.file) if not (retry_failed and a.error)}
@@ -68,7 +68,7 @@ class Runner:
         return [known[sample.id] for sample in samples]
 
     def _answers(self, manifest: Manifest, samples: Sequence[Sample]) -> Iterator[list[Answer]]:
-        """Answers in batches of like length."""
+        """Answers in batches of clips of similar length."""
         size = self.batch_size * _BATCHES_AT_ONCE
         for start in range(0, len(samples), size):
             heard: list[tuple[int, Sample]] = []
@@ -86,14 +86,14 @@ class Runner:
                 yield self._batch([sample for _, sample in heard[first : first + self.batch_size]])
 
     def _batch(self, samples: Sequence[Sample]) -> list[Answer]:
-        """The batch's answers; where it fails, each sample's own."""
+        """The batch's answers. If the batch fails, its samples are asked one by one."""
         try:
             said = self.system.answer(samples, self.instruction, self.max_new_tokens, self.labels)
-        except (AudioFault, NoLabel) as fault:  # the clip's or the answer's, and none of the system's
+        except (AudioFault, NoLabel) as fault:  # a fault of the clip or the answer, not of the system
             error = str(fault)
         except UserError:
             raise
-        except Exception as failure:  # whatever a model or a server can do wrong: told in the results
+        except Exception as failure:  # any error of a model or a server; it is written into the results
             error = f"{type(failure).__name__}: {' '.join(str(failure).split())}"
             if len(samples) == 1:
                 self._failures.append(error)
@@ -120,7 +120,7 @@ class _Rate(ProgressColumn):
 
 
 def _timed(batches: Iterator[list[Answer]]) -> Iterator[list[Answer]]:
-    """The same answers with their seconds: results add them up, over however many sessions."""
+    """The same answers with their seconds, which results.json adds up, also over resumed evaluations."""
     began = time.perf_counter()
     for answers in batches:
         ended = time.perf_counter()
@@ -138,13 +138,13 @@ def _line(answer: Answer) -> str:
 
 
 def write_answers(file: Path, answers: Sequence[Answer]) -> None:
-    """A samples.jsonl as a run would have left it."""
+    """Write a samples.jsonl like that of a run."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(map(_line, answers)), encoding="utf-8")
 
 
 def read_answers(file: Path) -> list[Answer]:
-    """The answers in a samples.jsonl, the last one for each sample; a line cut short by a kill is removed."""
+    """The answers in a samples.jsonl, the last one for each sample. An incomplete last line is removed."""
     if not file.is_file():
         return []
     lines = file.read_bytes().split(b"\n")

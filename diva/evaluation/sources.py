@@ -1,4 +1,4 @@
-"""Benchmarks of the hub, whose answers are often lists, classes or booleans instead of plain strings."""
+"""Benchmarks of the hub. Their answers are often lists, classes or booleans instead of strings."""
 
 from collections.abc import Sequence
 
@@ -6,15 +6,16 @@ from datasets import ClassLabel, Dataset, Value
 
 from diva.data.corpora.hub import HubDataset
 
-# What a DiVA listens to at most (DivaProcessor); longer than one of Whisper's windows, unlike in training.
+# The maximum length of a clip for a DiVA (DivaProcessor). Unlike in training, it is longer than Whisper's window.
 LONGEST_SECONDS = 600.0
 
 
 class HubBenchmark(HubDataset):
     """A HubDataset in which every column but audio is text, with a column `row` that counts from 0.
 
-    Lists become lines: ["Paris", "paris"] is "Paris\\nparis". `list_field` is what to take of lists of objects,
-    such as SQuAD's {"text": ..., "answer_start": ...}. Classes become their names, booleans "true" and "false".
+    Lists become lines: ["Paris", "paris"] becomes "Paris\\nparis". For lists of objects, such as SQuAD's
+    {"text": ..., "answer_start": ...}, `list_field` names the field to use. Classes become their names, booleans "true"
+    and "false".
     """
 
     def __init__(
@@ -42,14 +43,16 @@ class HubBenchmark(HubDataset):
         return dataset.add_column("row", [str(row) for row in range(len(dataset))])
 
     def _lines(self, values: Sequence | dict | None) -> str:
-        if isinstance(values, dict):  # a list of objects, turned inside out by older versions of the library
+        if isinstance(
+            values, dict
+        ):  # a list of objects, which older versions of the library give as a dict of lists
             values = values.get(self.list_field, [])
         found = [value[self.list_field] if isinstance(value, dict) else value for value in values or []]
         return "\n".join(" ".join(str(value).split()) for value in found)
 
 
 def _is_list(feature: object, list_field: str | None) -> bool:
-    """Lists of texts or numbers; lists of objects, and objects of lists, where they have that field."""
+    """Whether it is a list of texts or numbers, or a list of objects (or object of lists) that has that field."""
     inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
     if isinstance(feature, dict):
         return list_field in feature and _is_list(feature[list_field], None)

@@ -1,4 +1,4 @@
-"""A benchmark: whose clips, what is asked, what counts as right. One YAML file in `configs/task` each."""
+"""A benchmark: its clips, its question, its right answers. Each is a YAML file in `configs/task`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,22 +13,22 @@ from diva.evaluation.samples import Instruction, Layout, Sample
 
 @dataclass
 class Task:
-    """What `configs/task/base.yaml` explains, checked. Raises UserError for fields that contradict each other."""
+    """A task with the fields that `configs/task/base.yaml` explains. Raises UserError for contradictory fields."""
 
     name: str
     version: int  # goes up with every change that moves numbers
-    corpus: Callable[[], Corpus] | None  # opened only where the clips are needed; None: there are none
+    corpus: Callable[[], Corpus] | None  # opened only if the clips are needed; None: there are no clips
     split: str | None
-    reference: str | None  # column with what counts as right; None: nothing does, as of votes
-    metrics: Sequence[Metric]  # the first that can be had is the headline
+    reference: str | None  # column with the right answers; None: there are none, as for votes
+    metrics: Sequence[Metric]  # the first that can be computed is the main one
     separator: str | None = None  # between alternatives in the reference column
     id: str = "clip_id"  # column
-    transcript: bool = True  # whether the corpus's text is what is said
-    group: str | None = None  # column whose values are also scored one by one
+    transcript: bool = True  # whether the corpus's text is the transcript
+    group: str | None = None  # column; samples with the same value are also scored as a group
     system_prompt: str | None = None
     question: str | None = None
     layout: Layout = "question_last"  # where a DiVA and its LLM get the question
-    labels: dict[str, str] | None = None  # what a model may say -> what the data call it
+    labels: dict[str, str] | None = None  # the model's word for a class -> the data's name of the class
     max_new_tokens: int = 64
     max_samples: int | None = None
     variant: str | None = None  # which of `variants` this is
@@ -53,13 +53,13 @@ class Task:
         return Instruction(self.system_prompt, self.question, self.layout)
 
     def open(self) -> Manifest:
-        """The manifest of the task's split. Raises UserError as its corpus does, and where there is none."""
+        """The manifest of the task's split. Raises UserError as its corpus does, and if there is no corpus."""
         if self.corpus is None or self.split is None:
             raise UserError(f"{self.full_name} has no clips to ask about: predictions=FILE references=file")
         return self.corpus().manifest(self.split)
 
     def samples(self, manifest: Manifest) -> list[Sample]:
-        """The clips that have a reference, in the corpus's order. Raises UserError for a column that is missing."""
+        """The clips that have a reference, in the corpus's order. Raises UserError for a missing column."""
         assert self.reference is not None
         columns = [manifest.column(name) for name in (self.id, self.reference, self.group or "clip_id")]
         found = []
@@ -93,7 +93,7 @@ class Task:
 
 
 def data_hash(samples: Sequence[Sample]) -> str:
-    """A digest of what is asked and what counts as right: two results can be compared where it is the same."""
+    """A digest of the samples and their references. Results can be compared if it is the same."""
     digest = sha256()
     for sample in samples:
         digest.update(f"{sample.id}\t{sample.transcript}\t{sample.references}\n".encode())

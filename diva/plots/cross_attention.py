@@ -1,4 +1,4 @@
-"""Where the adapter listens: the cross-attention of its virtual tokens over a clip, and a picture of it."""
+"""The cross-attention of the adapter's virtual tokens over a clip, and a picture of it."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,23 +24,23 @@ _INCHES_PER_TOKEN = 0.17
 
 @dataclass(frozen=True)
 class Attention:
-    """What those virtual tokens of a clip look at that the LLM reads, Q here; tensors in float32 on the CPU.
+    """Attention of the Q virtual tokens that the LLM reads of a clip. Tensors are float32 on the CPU.
 
-    Of queries that are stacked into one virtual token, the mean.
+    If queries are stacked into one virtual token, it is their mean.
     """
 
     mel: Tensor  # [M, T] log-mel, 10 ms a frame; T = 2 F
     weights: Tensor  # [layers, heads, Q, F], 20 ms a frame; each row sums to 1, masked frames have 0
     virtual_tokens: Tensor  # [Q, D]
     tokens: list[str]  # Q: the LLM's token nearest to each virtual token
-    seconds: float  # of the clip itself; what follows it is the silent tail
+    seconds: float  # length of the clip, without the silent tail
 
 
 @torch.no_grad()
 def cross_attention(model: DivaForConditionalGeneration, clip: Clip) -> Attention:
     """The adapter's attention over one clip of up to 30 s (a path, a file's bytes, or samples [S] at 16 kHz).
 
-    Raises AudioFault for a clip that cannot be heard, UserError for an adapter without attention.
+    Raises AudioFault for a clip that cannot be used, UserError for an adapter without attention.
     """
     if not isinstance(model.adapter, QFormerAdapter):
         raise UserError(
@@ -56,7 +56,7 @@ def cross_attention(model: DivaForConditionalGeneration, clip: Clip) -> Attentio
         virtual_tokens = model.virtual_tokens(waveforms, samples)[0]
     read = int(model.config.adapter.tokens_read(samples))
     virtual_tokens = virtual_tokens[-read:]
-    # The encoder may have padded the clip to 30 s: the picture covers the frames that it gave.
+    # The encoder may have padded the clip to 30 s. The picture shows all its frames.
     padding = weights[0].shape[-1] * SAMPLES_PER_FRAME - waveforms.shape[1]
     nearest = nearest_tokens(virtual_tokens, Embeddings(model.llm))
     return Attention(
@@ -69,9 +69,9 @@ def cross_attention(model: DivaForConditionalGeneration, clip: Clip) -> Attentio
 
 
 def _record(weights: list[Tensor], module: WhisperAttention, args: tuple, kwargs: dict) -> None:
-    """Append the weights [heads, Q, F] of the one clip that a cross-attention is about to read.
+    """A hook that computes the weights [heads, Q, F] of one clip before a cross-attention runs, and appends them.
 
-    The fused attention it runs gives none, and computes from the same queries, keys and mask.
+    The module itself runs fused attention, which returns no weights. Queries, keys and mask are the same.
     """
     hidden, frames, mask = args[0], kwargs["key_value_states"], kwargs["attention_mask"]
     query, key = (
@@ -88,11 +88,11 @@ def _record(weights: list[Tensor], module: WhisperAttention, args: tuple, kwargs
 def plot(attention: Attention, tokens: int = 48) -> Figure:
     """The clip's log-mel, and under it the attention of its last `tokens` virtual tokens, mean over layers and heads.
 
-    The last ones, because it is they that face the transcript's tokens in training (DiVA section 3.2). The
-    vertical line is where the clip ends and the silent tail begins.
+    The last ones, because training aligns these with the transcript's tokens (DiVA section 3.2). The vertical line is
+    the end of the clip, where the silent tail begins.
     """
     mean = attention.weights.mean(dim=(0, 1))[-tokens:]
-    # Under pyplot it would be shown twice in a notebook: once as the current figure, once as the value.
+    # Without pyplot, because a notebook would show a pyplot figure twice: as the current figure and as the value.
     heights = (1.6, max(_INCHES_PER_TOKEN * len(mean), 1.6))
     figure = Figure(figsize=(style.WIDTH, sum(heights) + 1.2))
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=heights)
@@ -116,5 +116,5 @@ def plot(attention: Attention, tokens: int = 48) -> Figure:
 
 
 def _label(token: str) -> str:
-    """A token as axes can show it: visible spaces, and no dollar sign, which would begin a formula."""
+    """A token as a label of axes: with visible spaces and without a dollar sign, which would begin a formula."""
     return repr(token)[1:-1].replace(" ", "␣").replace("$", r"\$")

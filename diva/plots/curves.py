@@ -22,7 +22,7 @@ _COLUMNS, _INCHES_PER_ROW = 3, 2.2
 
 
 def newest_run(folder: Path) -> Path:
-    """The run below `folder` that ended last. Raises UserError where there is none."""
+    """The run below `folder` that ended last. Raises UserError if there is none."""
     ended = finished_runs(folder)
     if not ended:
         raise UserError(f"there is no finished run below {folder}/; train one with: make train")
@@ -36,7 +36,7 @@ def finished_runs(folder: Path) -> list[Path]:
 
 
 def draw(run: Path) -> Path:
-    """Write RUN/curves.png. Raises UserError for a folder that is no run."""
+    """Write RUN/curves.png. Raises UserError for a folder that is not a run."""
     if not (run / "metrics.csv").is_file():
         raise UserError(f"{run} is not a run: it has no metrics.csv")
     path = run / "curves.png"
@@ -46,7 +46,7 @@ def draw(run: Path) -> Path:
 
 @style.applied()
 def curves(table: pa.Table) -> Figure:
-    """A panel a loss and a panel a measure of validation, over optimizer steps; the legend in a place of its own."""
+    """One panel for each loss and each metric of validation, over optimizer steps; the legend has its own place."""
     sets = validation_sets(table.column_names)
     losses = [column for column in _LOSSES if series(table, column)[0]]
     measures = [name for name in _MEASURES if any(f"{of}/{name}" in table.column_names for of in sets)]
@@ -74,7 +74,7 @@ def _label(axes: Axes, key: str, steps: int) -> None:
 
 
 def _validation(axes: Axes, table: pa.Table, name: str, sets: list[str]) -> None:
-    """One measure, a line a set of clips."""
+    """One metric, with one line for each set of clips."""
     for of, color, line in zip(sets, style.COLOURS[::3], style.LINES, strict=False):
         steps, values = series(table, f"{of}/{name}")
         axes.plot(steps, values, line, color=color, marker=style.marker(steps), label=style.named(of))
@@ -87,7 +87,7 @@ def _validation(axes: Axes, table: pa.Table, name: str, sets: list[str]) -> None
 
 
 def _legend(axes: Axes, figure: Figure) -> None:
-    """Fill the axes with the names of all lines that have one."""
+    """Fill the axes with the names of all named lines."""
     found = {
         label: handle
         for of in figure.axes
@@ -101,7 +101,7 @@ def _legend(axes: Axes, figure: Figure) -> None:
 
 
 def validation_sets(columns: Iterable[str]) -> list[str]:
-    """The sets of clips that validation measured, by the names of what it logged; the first is `val`."""
+    """The sets of clips that validation measured, from the names of the logged columns; the first is `val`."""
     return sorted({column.split("/")[0] for column in columns if column.endswith("/kl")})
 
 
@@ -115,7 +115,7 @@ def series(table: pa.Table, column: str) -> tuple[list[int], list[float]]:
 
 
 def results(summary: dict[str, Any]) -> str:
-    """The final metrics of a run, how many clips they were measured on and how long it took, as markdown."""
+    """The final metrics of a run, their number of clips and the time of the run, as markdown."""
     names = validation_sets(summary)
     there = [key for key in _MEASURES if f"{names[0]}/{key}" in summary]
     rows = [[style.named(key), *(f"{summary[f'{name}/{key}']:.3f}" for name in names)] for key in there]
@@ -144,7 +144,7 @@ _BLOCKS = {"results": results, "answers": answers}
 
 
 def write_between_marks(file: Path, summary: dict[str, Any]) -> None:
-    """Fill the blocks whose marks `file` has. Raises UserError where it has none, or a mark without its end."""
+    """Fill the marked blocks of `file`. Raises UserError if it has no marks, or a mark without its end."""
     text = file.read_text(encoding="utf-8")
     for name, block in _BLOCKS.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"

@@ -1,10 +1,10 @@
-"""How all pictures look, and what they call things.
+"""The style of all pictures, and the names in them.
 
-A picture is 8 inches wide with letters of 9 to 10 points, at 200 dots an inch: a README shows it at about half of its
-pixels, where the letters are as large as the text around them. The background is white and not transparent, so that a
-dark page changes nothing. The colours are those of Okabe and Ito (2008, "Color Universal Design"), which people with
-any of the common kinds of colour blindness can tell apart. Yellow is too pale for a line on white and stands behind six
-others: lines use no more than six.
+A picture is 8 inches wide with letters of 9 to 10 points, at 200 dots an inch. A README shows it at about half of its
+pixels; the letters are then as large as the text around them. The background is white and not transparent, so that the
+picture looks the same on a dark page. The colours are those of Okabe and Ito (2008, "Color Universal Design"), which
+can be distinguished with all common kinds of colour blindness. Yellow is too pale for a line on white. It is the
+seventh colour, so lines use at most six.
 """
 
 import io
@@ -21,9 +21,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 WIDTH = 8.0  # inches
 COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#009E73", "#CC79A7", "#F0E442", "#000000")
-# For what is no system under test: ceilings, cascades, rules.
+# For systems that are not under test: ceilings, cascades, rules.
 GREYS = ("#4d4d4d", "#8c8c8c", "#bfbfbf")
-# For lines of one measure; they also differ without any colour.
+# For the lines of one metric, so that they differ without colour, too.
 LINES = ("-", "--", ":", "-.")
 _FEW = 40
 _INK, _FAINT = "#222222", "#dddddd"
@@ -61,9 +61,9 @@ _STYLE: dict[str, Any] = {
     "savefig.dpi": "figure",
 }
 
-# Names in configs and files -> what a reader calls them.
+# Names in configs and files -> names in pictures and tables.
 NAMES = {
-    # losses and what validation measures
+    # losses and metrics of validation
     "train/loss": "training loss",
     "train/align": "alignment loss, per token",
     "train/distill": "distillation loss, per clip",
@@ -100,20 +100,20 @@ NAMES = {
 
 
 def named(key: str) -> str:
-    """What a reader calls it; of what has no name of its own, the key without underscores."""
+    """The name for a reader; without one, the key without underscores."""
     return NAMES.get(key) or key.removeprefix("val_").replace("_", " ")
 
 
 @contextmanager
 def applied() -> Iterator[None]:
-    """The style and nothing else, for a `with` or as a decorator: the user's own matplotlibrc has no part in it."""
+    """The style, for a `with` statement or as a decorator. The user's matplotlibrc has no effect."""
     settings: dict[Any, Any] = {**mpl.rcParamsDefault, **_STYLE}
     with mpl.rc_context(settings):
         yield
 
 
 def logarithmic(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers on it (0.05, not 5·10⁻²), also where it spans less than a decade."""
+    """A logarithmic y axis with plain numbers (0.05, not 5·10⁻²), even if it spans less than a decade."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter("{x:g}")
@@ -121,13 +121,13 @@ def logarithmic(axes: Axes) -> None:
 
 
 def marker(steps: Sized) -> str:
-    """A dot where the points are few enough to be seen one by one, else nothing."""
+    """A dot if there are only few points, else nothing."""
     return "o" if len(steps) < _FEW else ""
 
 
 @applied()
 def png(figure: Figure) -> bytes:
-    """The same picture gives the same bytes with one matplotlib: no date, no program's name."""
+    """A PNG without date and program name, so that one matplotlib writes the same bytes for the same picture."""
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
     return file.getvalue()

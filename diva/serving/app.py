@@ -1,4 +1,4 @@
-"""The HTTP application: routes, limits, and what a client is told."""
+"""The HTTP application: routes, limits, responses."""
 
 import asyncio
 import contextlib
@@ -24,19 +24,19 @@ from diva.serving.metrics import Metrics
 from diva.serving.protocol import Answer, ApiError, Completion, Piece, usage
 from diva.serving.rows import Job
 
-# Answered before the body was read: what is left of it has no reader.
+# For responses that are sent before the body was read: nothing reads the rest of the body.
 _UNREAD = {401, 408, 413, 415, 429}
-_GONE = 499  # nobody is told; counted in the metrics, under nginx's number
-# Says how many new tokens were allowed, where that is less than the request asked for.
+_GONE = 499  # the client has gone: not sent, only counted in the metrics; nginx's number
+# The number of new tokens that were allowed, if it is less than the request asked for.
 MAX_TOKENS_HEADER = "x-diva-max-tokens"
-# Which choice, and what has become of it.
+# The number of a choice, and its next piece or its end.
 Event = tuple[int, Piece | Completion | Exception]
-_STUCK_SECONDS = 5.0  # that a client may take, past its time, to fetch what is there
+_STUCK_SECONDS = 5.0  # time for a client after its deadline, to fetch what is ready
 
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """What the server takes, and for how long."""
+    """How many requests the server accepts, and for how long."""
 
     queue: int = 256  # requests besides those of a full batch
     timeout: float = 120.0  # seconds from the request's first byte to the answer's last
@@ -45,7 +45,7 @@ class ServerLimits:
 
 @dataclass
 class Ticket:
-    """A request's place in the server, from its first byte to its answer's last."""
+    """A request's place in the server, from the request's first byte to the answer's last byte."""
 
     deadline: float  # of the event loop's clock, seconds
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
@@ -53,7 +53,7 @@ class Ticket:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events that give the ticket back however the stream ends."""
+    """Server-sent events. The ticket is given back whichever way the stream ends."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class EventStream(StreamingResponse):
 
 
 class Service:
-    """What the routes share."""
+    """State and functions that the routes share."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Service:
         self._api_key = api_key
         self._limits = limits
         self._places = limits.queue + batch_limits.rows
-        # Decoding takes tenths of a second and much memory: never on the event loop, few at a time.
+        # Decoding takes tenths of a second and much memory. So it runs in few threads, never on the event loop.
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="diva-listen")
 
     @contextlib.asynccontextmanager
@@ -137,7 +137,7 @@ class Service:
         return response
 
     def _enter(self) -> tuple[Ticket, Callable[[], None]]:
-        """A ticket, and what gives it back. Raises ApiError (429) where every place is taken."""
+        """A ticket, and the function that gives it back. Raises ApiError (429) if every place is taken."""
         if self._places == 0:
             self.metrics.requests.labels(429).inc()
             raise ApiError(
@@ -174,7 +174,7 @@ class Service:
         allowed = ticket.jobs[0].max_tokens
         headers = {MAX_TOKENS_HEADER: str(allowed)} if allowed < (request.limit or 0) else {}
         self.batcher.submit(ticket.jobs)
-        # A stream waits for its first piece too, so that what goes wrong before it has its own status.
+        # A stream waits for its first piece too, so that an error before it still has a status of its own.
         first = await self._unless_gone(http, ticket, ticket.events.get())
         if isinstance(first[1], Exception):
             raise _our_fault() from first[1]
@@ -186,7 +186,7 @@ class Service:
         return JSONResponse(answer.whole(completions), headers=headers)
 
     async def _body(self, http: Request, deadline: float) -> bytes:
-        """The whole body. Raises ApiError (408, 413, 415); no more than the limit is ever held."""
+        """The whole body. Raises ApiError (408, 413, 415). Never more than the limit is in memory."""
         if http.headers.get("content-encoding", "identity") != "identity":
             raise ApiError(415, "a body with a Content-Encoding is not read; send it as it is")
         if http.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -209,9 +209,9 @@ class Service:
         return bytes(body)
 
     async def _unless_gone(self, http: Request, ticket: Ticket, wanted: Awaitable) -> Any:
-        """What `wanted` gives. Raises ApiError when the time is up (504) or the client has gone."""
+        """The result of `wanted`. Raises ApiError at the deadline (504) or if the client has gone."""
         future = asyncio.ensure_future(wanted)
-        # The body is read: all that can come from the client now is that it has gone.
+        # The body has been read, so the only message that can still come is that the client has gone.
         gone = asyncio.ensure_future(http.receive())
         try:
             left = ticket.deadline - asyncio.get_running_loop().time()
@@ -226,7 +226,7 @@ class Service:
             gone.cancel()
 
     async def _stream(self, answer: Answer, event: Event, ticket: Ticket) -> AsyncIterator[str]:
-        """Server-sent events, the first made of `event`; an error ends the stream as an event of its own."""
+        """Server-sent events; the first is made of `event`. An error is the last event of a stream."""
         completions: list[Completion] = []
         for choice in range(len(ticket.jobs)):
             yield _sse(answer.first_chunk(choice))
@@ -263,7 +263,7 @@ class Service:
 
 
 async def _all(event: Event, ticket: Ticket) -> list[Completion]:
-    """How each choice ended, in their order, the first end being `event`. Raises ApiError (500)."""
+    """The ends of all choices, in order; the first that ended is `event`. Raises ApiError (500)."""
     ended: dict[int, Completion] = {}
     while True:
         choice, what = event
@@ -285,7 +285,7 @@ def _our_fault() -> ApiError:
 
 
 def create_app(service: Service, origins: Sequence[str] = ()) -> FastAPI:
-    """The routes and the errors' JSON around a service; pages from `origins` may read the answers."""
+    """An application with the service's routes and errors as JSON. Pages from `origins` may read the answers."""
     app = FastAPI(lifespan=service.lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     if origins:
         app.add_middleware(
@@ -336,7 +336,7 @@ def create_app(service: Service, origins: Sequence[str] = ()) -> FastAPI:
 
 
 def _shape_errors(app: FastAPI) -> None:
-    """Whatever goes wrong is told as OpenAI does."""
+    """Send every error in OpenAI's format."""
 
     @app.exception_handler(ApiError)
     async def told(http: Request, error: ApiError) -> JSONResponse:

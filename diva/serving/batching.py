@@ -1,4 +1,4 @@
-"""Continuous batching: one thread owns the model; who comes joins those who are being answered."""
+"""Continuous batching: one thread owns the model, and a new job joins the running batch."""
 
 import logging
 import time
@@ -18,18 +18,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """What is answered at a time. A job that is larger than the last two runs alone."""
+    """Limits of a batch. A job that is larger than `tokens` or `audio_seconds` runs alone."""
 
     rows: int = 16
-    wait_seconds: float = 0.005  # for company, from when the first job came to an idle model
+    wait_seconds: float = 0.005  # how long an idle model waits for more jobs after the first
     tokens: int = 8192  # rows times the longest prompt with its answer
-    audio_seconds: float = 600.0  # that are heard together: windows times the longest window
+    audio_seconds: float = 600.0  # encoded together: windows times the longest window
 
 
 class Batcher:
     """Answers jobs in the order in which they came, several at a time.
 
-    Between two tokens those who wait are admitted, as far as they fit, and those who have ended leave.
+    Between two tokens, waiting jobs are admitted if they fit, and finished jobs leave.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Batcher:
                     running = RunningBatch(self._model)
 
     def _newcomers(self, running: Sequence[Job]) -> list[Job]:
-        """The oldest jobs that fit beside those that run. Where none run it waits for some; [] is then the end."""
+        """The oldest waiting jobs that fit beside those that run. If none run, it waits for one; then [] is the end."""
         with self._changed:
             while True:
                 self._waiting = deque((came, job) for came, job in self._waiting if not job.cancelled)
@@ -96,7 +96,7 @@ class Batcher:
             return newcomers
 
     def _left_to_wait(self) -> float | None:
-        """Seconds until those who wait are answered in any case; None where nobody waits."""
+        """Seconds until the waiting jobs are started in any case; None if no job waits."""
         if not self._waiting:
             return None
         if len(self._waiting) >= self._limits.rows:
@@ -114,7 +114,7 @@ class Batcher:
         )
 
     def _try(self, rows: Sequence[Row], do: Callable[..., None], *arguments: Any) -> bool:
-        """Whether it went well; what went wrong is delivered to those of the rows that have not ended."""
+        """Whether it succeeded. An error is delivered to the rows that have not ended."""
         try:
             do(*arguments)
         except Exception as error:

@@ -1,7 +1,7 @@
-"""The rows that are being answered: one batch that others join, and leave, between two tokens.
+"""The running batch. Rows join and leave it between two tokens.
 
-transformers' own manager of continuous batches takes token ids, and no embeddings (5.23:
-`ContinuousBatchingManager.add_request`), so it cannot hear.
+transformers' own manager of continuous batches cannot be used: it takes token ids and no embeddings (5.23:
+`ContinuousBatchingManager.add_request`).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ from diva.serving.rows import Choice, Job, Row
 
 
 class RunningBatch:
-    """Rows that get a token each at a step.
+    """Rows that each get a token in every step.
 
-    The keys and values [B, H, L, D] of all rows end in the same column. What lies left of a row's first token is
-    masked, and positions count a row's own tokens only: a row's answer does not depend on who is beside it. Of two
-    batches that join, the shorter one is padded on the left; columns that no row uses any more are cut off there.
+    The keys and values [B, H, L, D] of all rows end in the same column. Columns to the left of a row's first token are
+    masked, and positions count a row's own tokens only. So a row's answer does not depend on the other rows. When two
+    batches join, the shorter one is padded on the left. Left columns that no row uses any more are removed.
     """
 
     def __init__(self, model: DivaForConditionalGeneration):
@@ -31,9 +31,9 @@ class RunningBatch:
 
     @torch.no_grad()
     def admit(self, newcomers: Sequence[Row]) -> None:
-        """Read the newcomers' chats, give each its first token, and let those that go on join the others.
+        """Run the new rows' chats through the LLM, give each row its first token, and add unfinished ones to the batch.
 
-        Where that fails, the rows that ran before are as they were.
+        If that fails, the rows of the batch are not changed.
         """
         model = self._model
         inputs = model.processor.apply_chat_template([row.job.chat for row in newcomers]).to(
@@ -58,7 +58,7 @@ class RunningBatch:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Give each row its next token; those that have ended, or that nobody waits for, leave."""
+        """Give each row its next token. Rows that have ended or are cancelled leave."""
         self._leave()
         if not self.rows:
             return
@@ -88,7 +88,7 @@ def _take(rows: Sequence[Row], logits: Tensor) -> None:
 
 
 def _processors(model: DivaForConditionalGeneration, ids: Tensor, job: Job) -> LogitsProcessorList:
-    """What `generate` would do to the logits of this row alone, prompt ids [N]; nothing is generated."""
+    """The logits processors that `generate` would use for this row alone, prompt ids [N]. Nothing is generated."""
     penalty: dict[str, Any] = {}
     if job.repetition_penalty is not None:
         penalty["repetition_penalty"] = job.repetition_penalty
@@ -111,7 +111,7 @@ def _processors(model: DivaForConditionalGeneration, ids: Tensor, job: Job) -> L
 def _going_on(
     rows: Sequence[Row], cache: DynamicCache, mask: Tensor
 ) -> tuple[list[Row], DynamicCache, Tensor]:
-    """What is left of a batch without the rows that are done."""
+    """The batch without the finished rows."""
     left = [number for number, row in enumerate(rows) if not row.done]
     if len(left) == len(rows):
         return list(rows), cache, mask
@@ -125,7 +125,7 @@ def _going_on(
 
 
 def _map(function: Callable[..., Tensor], *caches: DynamicCache) -> DynamicCache:
-    """A cache of what `function` makes of the keys, and of the values, [B, H, L, D] of each layer."""
+    """A cache with `function` applied to the keys and to the values [B, H, L, D] of each layer."""
     made = DynamicCache()
     for index, layers in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
         keys, values = (function(*(getattr(layer, name) for layer in layers)) for name in ("keys", "values"))
@@ -138,6 +138,6 @@ def _stack(parts: Sequence[Tensor], width: int) -> Tensor:
 
 
 def _pad_left(part: Tensor, width: int, dim: int) -> Tensor:
-    """`part` with zeros before it in this dimension, so that it has this width there."""
+    """`part`, padded with zeros on the left of dimension `dim` to size `width`."""
     behind = part.dim() - 1 - dim
     return nn.functional.pad(part, (0, 0) * behind + (width - part.shape[dim], 0))

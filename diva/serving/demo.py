@@ -1,4 +1,4 @@
-"""The page of `diva.demo`: what is spoken is answered by the model, and by the text teacher beside it."""
+"""The page of `diva.demo`: the model answers speech, and the text teacher answers the transcript beside it."""
 
 import html
 from collections.abc import Iterator, Sequence
@@ -16,10 +16,10 @@ from diva.models.modeling import DivaForConditionalGeneration
 from diva.plots.curves import finished_runs
 
 GREEDY = {"do_sample": False, "max_new_tokens": 128}
-# How often the files of clips are looked through, and how old they get; all go when the demo ends.
+# How often old files of clips are deleted, and at what age. All are deleted when the demo ends.
 _CLIP_FILES_SECONDS = (3600, 86_400)
-# Gradio's buttons that send a clip to the hub go; and the player inherits white space that is kept, as answers need
-# it, which stretches it to ten lines.
+# Hides Gradio's buttons that send a clip to the hub. White space of answers is preserved; the player inherits that
+# and would be ten lines high.
 CSS = """
 button[aria-label="Share"] { display: none; }
 .minimal-audio-player { white-space: normal; }
@@ -28,20 +28,20 @@ button[aria-label="Share"] { display: none; }
 
 @dataclass
 class Turn:
-    """One question and what was said to it."""
+    """One question and its answers."""
 
     clip: str  # file, for the page's player
     waveform: np.ndarray  # [S], 16 kHz
     instruction: str = ""
-    transcript: str = ""  # empty where nobody has said what was said
-    spoken: str = ""  # the model's answer, hearing
-    read: str = ""  # the text teacher's answer, reading
+    transcript: str = ""  # empty if the user gave none
+    spoken: str = ""  # the model's answer to the clip
+    read: str = ""  # the text teacher's answer to the transcript
 
 
 class Demo:
     """The event handlers of the page, and the one model that is in memory.
 
-    `parts` are the `llm` and the `encoder` of which the model called `named` was made (`load_model`).
+    `parts` are the arguments `llm` and `encoder` for loading the model `named` (`load_model`).
     """
 
     def __init__(self, named: str | None = None, **parts: str | None) -> None:
@@ -51,14 +51,14 @@ class Demo:
         self.model: DivaForConditionalGeneration | None = None
 
     def load(self, name: str) -> DivaForConditionalGeneration:
-        """The model of this run, export or hub id. Raises UserError where there is none."""
+        """The model of this run, export or hub id. Raises UserError if there is none."""
         if self.model is None or name != self.name:
-            self.model = None  # frees the memory that the next one needs
+            self.model = None  # frees memory for the next model
             self.name, self.model = name, load_model(name, **(self.parts if name == self.named else {}))
         return self.model
 
     def switch(self, name: str) -> tuple:
-        """Another model starts another conversation: the answers so far are not its own."""
+        """Load another model and start a new conversation, because the answers so far are not the new model's."""
         try:
             self.load(name)
         except UserError as error:
@@ -68,9 +68,9 @@ class Demo:
     def ask(
         self, name: str, clip: str | None, instruction: str, transcript: str, turns: list[Turn]
     ) -> Iterator[tuple]:
-        """Answer the clip as the next turn; without one, let the teacher read what was said in the last.
+        """Answer the clip as the next turn. Without a clip, the teacher reads the transcript of the last turn.
 
-        Yields the conversation, both of its pictures, and what the fields for clip and transcript then hold.
+        Yields the conversation, its two views on the page, and new values of the fields for clip and transcript.
         """
         try:
             yield from self._ask(self.load(name), clip, instruction.strip(), transcript.strip(), turns)
@@ -104,7 +104,7 @@ class Demo:
 
 
 def hear(model: DivaForConditionalGeneration, clip: str, instruction: str, transcript: str) -> Turn:
-    """The next turn. Raises AudioFault, naming the file as the user knows it, for one that cannot be heard."""
+    """The next turn. Raises AudioFault, with the user's name of the file, if the clip cannot be used."""
     try:
         waveform = to_waveform(clip, max_seconds=model.processor.max_audio_seconds)
     except AudioFault as fault:
@@ -120,7 +120,7 @@ def stream(model: DivaForConditionalGeneration, chat: list[dict]) -> Iterator[st
 def messages(turns: Sequence[Turn], reading: bool = False) -> list[dict]:
     """The conversation up to the last turn's question, for `DivaProcessor.apply_chat_template`.
 
-    With `reading`, transcripts stand in the place of the clips that have one: what the text teacher is given.
+    With `reading`, clips are replaced by their transcripts if they have one. That is the text teacher's input.
     """
     chat: list[dict] = []
     for turn in turns:
@@ -141,7 +141,7 @@ def spoken(turns: Sequence[Turn]) -> list[dict]:
 
 
 def read(turns: Sequence[Turn]) -> list[dict]:
-    """The same for the text teacher: the transcripts that are known, and its answers to them."""
+    """The text teacher's conversation as the page shows it: known transcripts, and its answers to them."""
     return [
         message
         for turn in turns
@@ -151,7 +151,7 @@ def read(turns: Sequence[Turn]) -> list[dict]:
 
 
 def shown(question: Any, instruction: str, answer: str) -> list[dict]:
-    """A question and its answer as messages of gr.Chatbot, which takes text for HTML."""
+    """A question and its answer as messages of gr.Chatbot, which would read text as HTML."""
     content = [question, html.escape(instruction)] if instruction else [question]
     return [
         {"role": "user", "content": content},
@@ -160,12 +160,12 @@ def shown(question: Any, instruction: str, answer: str) -> list[dict]:
 
 
 def warn(error: UserError) -> None:
-    """Say in the page what is wrong, in place of a traceback."""
+    """Show the error on the page, instead of a traceback."""
     gr.Warning(html.escape(str(error)), duration=30)
 
 
 def page(demo: Demo, choices: Sequence[tuple[str, str]]) -> gr.Blocks:
-    """The app on (label, model) choices, of which the first is shown."""
+    """The app for a choice of (label, model); the first is selected."""
     with gr.Blocks(title="DiVA", analytics_enabled=False, delete_cache=_CLIP_FILES_SECONDS) as blocks:
         gr.Markdown(
             "# DiVA\nAsk aloud: a frozen text LLM answers, and hears through a small trained adapter."
@@ -173,7 +173,7 @@ def page(demo: Demo, choices: Sequence[tuple[str, str]]) -> gr.Blocks:
         run = gr.Dropdown(choices, value=choices[0][1], label="Run", elem_id="run")
         turns = gr.State([])
         with gr.Row():
-            # As plain text: what a model writes is shown as it is.
+            # As plain text, so that an answer is shown exactly as the model wrote it.
             hearing, reading = (
                 gr.Chatbot(label=label, elem_id=name, render_markdown=False, buttons=[], height=420)
                 for label, name in (("DiVA, hearing", "spoken"), ("Text teacher, reading", "read"))
@@ -217,7 +217,7 @@ def page(demo: Demo, choices: Sequence[tuple[str, str]]) -> gr.Blocks:
 def models(named: str | None, runs: Path) -> list[tuple[str, str]]:
     """(label, model) of `--model` and of the finished runs below `runs`, the newest first.
 
-    Raises UserError where there is neither.
+    Raises UserError if there is neither.
     """
     found = [(str(run.relative_to(runs)), str(run)) for run in finished_runs(runs)]
     if not found and named is None:

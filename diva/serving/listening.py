@@ -1,4 +1,4 @@
-"""A body -> jobs: everything that can be wrong with a request is found here, before it meets the model."""
+"""A request's body -> jobs. All errors of a request are found here, before the model runs."""
 
 import base64
 import functools
@@ -20,7 +20,7 @@ MAX_CLIPS = 64  # in one request: the shortest is padded to the longest, up to 3
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What one request may ask for."""
+    """Limits of one request."""
 
     audio_seconds: float
     new_tokens: int
@@ -31,7 +31,7 @@ class Listener:
 
     def __init__(self, model: DivaForConditionalGeneration, name: str, limits: RequestLimits):
         self._processor = model.processor
-        # The server's limit holds, whatever the processor was saved with.
+        # The server's limit replaces the one that was saved with the processor.
         self._processor.max_audio_seconds = limits.audio_seconds
         self._name = name
         self._limits = limits
@@ -39,9 +39,9 @@ class Listener:
         self._longest_token = max(map(len, self._processor.tokenizer.get_vocab()))
 
     def prepare(self, body: bytes, deliver: Callable[[int, Any], Any]) -> tuple[ChatRequest, list[Job]]:
-        """The request, and a job for each of its choices, which `deliver` is given the number of.
+        """The request, and a job for each of its choices. `deliver` gets the number of the choice.
 
-        Raises ApiError (400, 404) for what cannot be answered.
+        Raises ApiError (400, 404) for a request that cannot be answered.
         """
         request = parse(body)
         if request.model != self._name:
@@ -81,7 +81,7 @@ class Listener:
         return request, jobs
 
     def _chat(self, messages: list[ChatMessage]) -> tuple[list[dict], list[np.ndarray]]:
-        """Messages for DivaProcessor, and the waveforms in them. Parts of a message are lines of it."""
+        """Messages for DivaProcessor, and their waveforms. Each part of a message is a line of it."""
         chat: list[dict] = []
         waveforms: list[np.ndarray] = []
         for message in messages:
@@ -104,13 +104,13 @@ class Listener:
         return chat, waveforms
 
     def _check_length(self, chat: list[dict]) -> None:
-        """Refuse a text that cannot fit before it is tokenized, which would take as long as it is."""
+        """Refuse a text that is too long before it is tokenized, because tokenizing it could take long."""
         characters = sum(len(part.get("text", "")) for message in chat for part in message["content"])
         if self._context is not None and characters > self._context * self._longest_token:
             raise self._too_long(f"more than {self._context}")
 
     def _max_tokens(self, request: ChatRequest, prompt_tokens: int) -> int:
-        """What the request allows, at most the server's limit and what is left of the context."""
+        """The request's limit of new tokens, at most the server's limit and the free part of the context."""
         limit = min(request.limit or self._limits.new_tokens, self._limits.new_tokens)
         if self._context is None:
             return limit
@@ -128,10 +128,10 @@ class Listener:
 
 
 def _file(part: AudioPart | AudioUrlPart) -> bytes:
-    """The audio file in a part. Raises ApiError for what is no base64."""
+    """The audio file in a part. Raises ApiError if it is not base64."""
     data = part.input_audio.data if isinstance(part, AudioPart) else _data_of(part.audio_url.url)
     try:
-        # Encoders break lines, and copies bring spaces.
+        # Some encoders insert line breaks, and copied text may have spaces.
         return base64.b64decode("".join(data.split()), validate=True)
     except ValueError as error:
         raise ApiError(
@@ -140,7 +140,7 @@ def _file(part: AudioPart | AudioUrlPart) -> bytes:
 
 
 def _data_of(url: str) -> str:
-    """The base64 in a data: URL (RFC 2397). Raises ApiError for another one: nothing is fetched."""
+    """The base64 in a data: URL (RFC 2397). Raises ApiError for any other URL, because nothing is fetched."""
     head, comma, data = url.partition(",")
     if comma and head[:5].lower() == "data:" and head[-7:].lower() == ";base64":
         return data

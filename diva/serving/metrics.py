@@ -1,10 +1,10 @@
-"""What the server counts."""
+"""The server's metrics."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
 class Metrics:
-    """What /metrics shows."""
+    """The metrics that /metrics shows."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

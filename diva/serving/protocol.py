@@ -1,7 +1,7 @@
-"""OpenAI's chat completions as they go over the wire: requests, answers, errors.
+"""OpenAI's protocol of chat completions: requests, answers, errors.
 
-Source: the API reference of OpenAI, "Create chat completion". Fields that would change the answer in a way that
-DiVA cannot give are refused by name, and unknown ones too, as OpenAI does. docs/serving.md lists them.
+Source: the API reference of OpenAI, "Create chat completion". Unsupported fields that would change the answer are
+refused by name. Unknown fields are refused too, as OpenAI does. docs/serving.md lists the fields.
 """
 
 import time
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-# Field -> its values that ask for nothing; every other one is refused.
+# Unsupported field -> its values without effect. Every other value is refused.
 _NEUTRAL: dict[str, tuple] = {
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -28,7 +28,7 @@ _NEUTRAL: dict[str, tuple] = {
     "web_search_options": (),
     "audio": (),
 }
-# Those change no answer: names, notes, accounts, caches, speed.
+# These fields have no effect on the answer: names, notes, accounts, caches, speed.
 _IGNORED = {
     "metadata",
     "moderation",
@@ -44,16 +44,16 @@ _IGNORED = {
 }
 MAX_CHOICES = 16
 _MAX_TOP_LOGPROBS = 20
-# What stands for a probability of 0, of which JSON has no logarithm; OpenAI's own.
+# The log probability of a probability of 0, because JSON has no infinity. OpenAI uses the same value.
 _LEAST_LOGPROB = -9999.0
-# Below this a temperature makes float32 overflow, and the answer is the greedy one anyway.
+# A lower temperature overflows float32. The answer is then the greedy one anyway.
 _GREEDY_BELOW = 1e-4
-# A body of millions of items, or of millions of mistakes, costs no more than its first ones.
+# Only the first items and the first errors of a body are looked at, however many there are.
 _LIST: Any = Field(min_length=1, max_length=1024, fail_fast=True)
 
 
 class ApiError(Exception):
-    """What the client is told instead of an answer."""
+    """An error that the client gets instead of an answer."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class ApiError(Exception):
 
 
 class _Model(BaseModel):
-    # Strict: a number in a string is a mistake of the client's, and no client of OpenAI's makes it.
+    # Strict: a number in a string is an error of the client. OpenAI's own clients do not send it.
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
@@ -86,7 +86,7 @@ class TextPart(_Model):
 
 class InputAudio(_Model):
     data: str  # base64 of the file
-    format: str  # not looked at: the file says what it is
+    format: str  # ignored: the format is detected from the file
 
 
 class AudioPart(_Model):
@@ -106,7 +106,7 @@ class AudioUrlPart(_Model):
 class ChatMessage(_Model):
     role: Literal["system", "developer", "user", "assistant"]
     content: list[Annotated[TextPart | AudioPart | AudioUrlPart, Field(discriminator="type")]] = _LIST
-    # What an assistant may have said besides; of DiVA's own answers they are empty.
+    # Other fields of an assistant's message. In DiVA's own answers they are empty.
     tool_calls: Any = None
     function_call: Any = None
     audio: Any = None
@@ -141,13 +141,13 @@ class StreamOptions(_Model):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a row is drawn, whatever else is in its batch."""
+    """How a row's tokens are drawn. It does not depend on the other rows of the batch."""
 
     temperature: float
     top_p: float = 1.0  # 1: all
     seed: int | None = None
     top_k: int = 0  # 0: all
-    min_p: float = 0.0  # of the likeliest token's probability
+    min_p: float = 0.0  # as a share of the likeliest token's probability
 
 
 class ChatRequest(_Model):
@@ -176,7 +176,7 @@ class ChatRequest(_Model):
         return [stop] if isinstance(stop, str) else stop
 
     def sampling(self, choice: int = 0) -> Sampling | None:
-        """None for greedy: the default, unless a temperature, top_p, top_k or min_p asks for a draw."""
+        """None for greedy, the default. A temperature, top_p, top_k or min_p asks for sampling."""
         top_k, min_p = max(self.top_k or 0, 0), self.min_p or 0.0
         temperature = self.temperature
         if temperature is None:
@@ -188,12 +188,12 @@ class ChatRequest(_Model):
 
     @property
     def limit(self) -> int | None:
-        """New tokens that the client allows, under the new name of the field or the old one."""
+        """The client's limit of new tokens, from the field's new name or its old one."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def alternatives(self) -> int | None:
-        """How many of them each token's log probability comes with; None where none is asked for."""
+        """How many alternatives come with each token's log probability; None if no log probabilities are asked for."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
@@ -202,7 +202,7 @@ class ChatRequest(_Model):
 
 
 def parse(body: bytes) -> ChatRequest:
-    """The request in a body. Raises ApiError (400) that names the first field that is wrong."""
+    """The request in a body. Raises ApiError (400) that names the first wrong field."""
     try:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
@@ -224,7 +224,7 @@ def parse(body: bytes) -> ChatRequest:
 
 
 def _refuse(fields: dict[str, Any]) -> None:
-    """Raises ApiError (400) for the first of the other fields that asks for something."""
+    """Raises ApiError (400) for the first unknown field, or unsupported field with an effect."""
     for name, value in fields.items():
         if name in _IGNORED:
             continue
@@ -253,7 +253,7 @@ class TokenLogprob:
     top: Sequence["TokenLogprob"] = ()
 
     def json(self) -> dict[str, Any]:
-        # Part of a character is no text: its bytes are not known here.
+        # A token that is part of a character has no text, and its bytes are not known here.
         known = None if "\ufffd" in self.token else list(self.token.encode())
         return {"token": self.token, "logprob": max(self.logprob, _LEAST_LOGPROB), "bytes": known}
 
@@ -267,7 +267,7 @@ def _logprobs(entries: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some more of a row's text."""
+    """The next piece of a row's text."""
 
     text: str
     logprobs: Sequence[TokenLogprob] | None = None
@@ -275,7 +275,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Completion:
-    """How a row ended."""
+    """The end of a row."""
 
     text: str
     finish_reason: Literal["stop", "length"]
@@ -285,14 +285,14 @@ class Completion:
 
 
 def usage(completions: Sequence[Completion]) -> dict[str, int]:
-    """Of the choices of one request: their prompt is counted once."""
+    """The usage of a request with these choices. Their prompt is counted once."""
     prompt, new = completions[0].prompt_tokens, sum(each.completion_tokens for each in completions)
     return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
 
 @dataclass
 class Answer:
-    """The JSON of one answer: whole, or as the chunks of a stream."""
+    """The JSON of one answer, whole or as the chunks of a stream."""
 
     model: str
     include_usage: bool = False  # a last chunk with the usage, null in the others
@@ -318,7 +318,7 @@ class Answer:
         return self._chunk(index, {"role": "assistant", "content": ""})
 
     def chunk(self, index: int, event: Piece | Completion) -> dict[str, Any]:
-        """Of a choice: some more of it, or its end."""
+        """A chunk with the next piece of a choice, or with its end."""
         if isinstance(event, Completion):
             return self._chunk(index, {}, finish_reason=event.finish_reason)
         return self._chunk(index, {"content": event.text}, _logprobs(event.logprobs))

@@ -1,4 +1,4 @@
-"""One row of a batch, independent of the others: its text in pieces, and how its tokens are chosen."""
+"""One row of a batch, independent of the other rows: its text in pieces, and the choice of its tokens."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from transformers import (
 
 from diva.serving.protocol import Completion, Piece, Sampling, TokenLogprob
 
-_INCOMPLETE = "�"  # what a decoder puts for the first bytes of a character
+_INCOMPLETE = "�"  # a decoder's text for the first bytes of an incomplete character
 
 
 @dataclass
@@ -32,30 +32,30 @@ class Job:
     stop: Sequence[str]
     sampling: Sampling | None  # None: greedy
     stream: bool
-    # Called in the worker's thread with pieces of the text (only of a stream), then once with the end.
+    # Called in the worker's thread: for a stream with each piece of the text, then once with the end.
     deliver: Callable[[Piece | Completion | Exception], Any] = field(repr=False)
     repetition_penalty: float | None = None  # None: what the model's generation config says
     logprobs: int | None = None  # how many alternatives to each token; None: no log probabilities
-    cancelled: bool = False  # set by whoever waits for the answer, read by the worker
+    cancelled: bool = False  # set when nobody waits for the answer any more; read by the worker
 
 
 class RowText:
-    """Token ids in, text out, in pieces that end neither inside a character nor inside a stop string.
+    """Token ids in, pieces of text out. A piece does not end inside a character or inside a stop string.
 
-    The pieces together are what the tokenizer makes of all ids, up to the first stop string.
+    The pieces together are the tokenizer's text of all ids, up to the first stop string.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str] = ()):
         self._tokenizer = tokenizer
         self._stop = stop
         self._ids: list[int] = []
-        self._start = self._read = 0  # ids[start:read] is text already; it gives what follows its context
+        self._start = self._read = 0  # ids[start:read] is text already; it is the context for the next ids
         self.text = ""
         self.released = 0  # characters
         self.stopped = False
 
     def push(self, token: int, last: bool = False) -> str:
-        """The piece that can be shown now that `token` is here; everything that is left if it is the last."""
+        """The text that can be shown after `token`; all the rest of the text if the token is the last."""
         self._ids.append(token)
         context = self._decode(self._ids[self._start : self._read])
         text = self._decode(self._ids[self._start :])
@@ -71,11 +71,11 @@ class RowText:
         return piece
 
     def _decode(self, ids: list[int]) -> str:
-        # transformers' clean-up of spaces looks across pieces; the text is what the model wrote.
+        # Without transformers' clean-up of spaces, which would depend on the pieces and change the model's text.
         return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _may_become_stop(self) -> int:
-        """Length of the longest end of the text with which a stop string begins."""
+        """Length of the longest end of the text that is the beginning of a stop string."""
         lengths = (n for stop in self._stop for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
         return max(lengths, default=0)
 
@@ -84,7 +84,7 @@ class Choice:
     """How a row chooses its next token: its own processors of logits, temperature, top_k, top_p, min_p and seed.
 
     A draw is the argmax of logits + Gumbel noise, which is distributed as softmax(logits) (Maddison et al. 2014,
-    arXiv:1411.0030): a seed gives the same answer in any company.
+    arXiv:1411.0030). So a seed gives the same answer in any batch.
     """
 
     def __init__(self, sampling: Sampling | None, processors: LogitsProcessorList, device: torch.device):
@@ -107,7 +107,7 @@ class Choice:
         so_far: Any = torch.tensor([ids], device=logits.device)
         scores = self._processors(so_far, logits.unsqueeze(0).clone())[0]
         if self._generator is not None:
-            # float64: in float32 the largest noise is cut off where a likely token still matters.
+            # float64, because float32 limits the largest noise so much that it changes the distribution.
             shape, kind = scores.shape, torch.float64
             uniform = torch.rand(shape, generator=self._generator, device=scores.device, dtype=kind)
             scores = scores.double() - (-uniform.log()).log()
@@ -115,7 +115,7 @@ class Choice:
 
 
 def _warpers(sampling: Sampling | None) -> list:
-    """In the order of transformers' `generate`."""
+    """Temperature and filters, in the order of transformers' `generate`."""
     if sampling is None:
         return []
     warpers: list = [TemperatureLogitsWarper(sampling.temperature)]
@@ -129,7 +129,7 @@ def _warpers(sampling: Sampling | None) -> list:
 
 
 class Row:
-    """What has become of a job so far."""
+    """The state of a running job."""
 
     def __init__(self, job: Job, tokenizer: PreTrainedTokenizerBase, end_tokens: set[int]):
         self.job = job
@@ -146,11 +146,11 @@ class Row:
         return self._ended or self.job.cancelled
 
     def begin(self, ids: list[int], choice: Choice) -> None:
-        """`ids` are those of the prompt, as a repetition penalty sees them."""
+        """`ids` are the prompt's token ids, for the repetition penalty."""
         self._ids, self._choice = ids, choice
 
     def take(self, greedy: int, logits: Tensor) -> None:
-        """Choose the next token by the logits [V], whose argmax is `greedy`, and hand its text or the answer on."""
+        """Choose the next token from the logits [V], whose argmax is `greedy`, and deliver its text or the end."""
         token = greedy if self._choice.is_plain else self._choice(self._ids, logits)
         self.last_token = token
         self._ids.append(token)
@@ -171,7 +171,7 @@ class Row:
             self.job.deliver(Completion(text, reason, self.job.prompt_tokens, self._made, logprobs))
 
     def _logprob(self, token: int, logits: Tensor) -> TokenLogprob:
-        """Of the model's own distribution, before penalties and temperature."""
+        """The log probability in the model's own distribution, before penalties and temperature."""
         logprobs = logits.log_softmax(dim=-1)
         top = logprobs.topk(self.job.logprobs or 0)
         others = zip(top.indices.tolist(), top.values.tolist(), strict=True)
@@ -182,7 +182,7 @@ class Row:
         return str(self._tokenizer.decode([token]))
 
     def _shown(self, start: int, end: int) -> list[TokenLogprob] | None:
-        """The log probabilities of the tokens whose text begins in this stretch of the answer."""
+        """The log probabilities of the tokens whose text begins in this part of the answer."""
         if self.job.logprobs is None:
             return None
         return [entry for at, entry in self._logprobs if start <= at < end]

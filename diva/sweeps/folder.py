@@ -1,4 +1,4 @@
-"""A sweep on disk: one folder a run, what each was to do, and how each ended."""
+"""A sweep on disk: one folder for each run, with its overrides and how it ended."""
 
 import json
 from collections.abc import Iterable
@@ -11,27 +11,27 @@ from omegaconf import OmegaConf
 from diva.files import written_whole
 
 Status = Literal["finished", "failed", "pruned", "unfinished"]
-JOURNAL = "study.journal"  # in a sweep's folder: what a study knows
+JOURNAL = "study.journal"  # in a sweep's folder: the trials of a study
 TRIAL = "trial.json"  # in a run's folder: the run is a trial of that study
 _OUTCOME, _OVERRIDES, _SUMMARY = "outcome.json", "overrides.yaml", "summary.json"
 
 
 class Pruned(Exception):
-    """Ends a run that is not worth its while; its outcome is written by then."""
+    """Ends a run that does not look promising. Its outcome has been written before."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, or that it has not."""
+    """How a run ended, or that it has not ended."""
 
     status: Status
     reason: str = ""  # one line
-    users_fault: bool = False  # of a failed run: exit code 2, not 1
+    users_fault: bool = False  # whether a failed run had exit code 2, not 1
 
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run of a sweep: its folder and the overrides that make it what it is."""
+    """One run of a sweep: its folder and its overrides."""
 
     folder: Path
     overrides: tuple[str, ...]
@@ -43,7 +43,7 @@ class SweepRun:
 
     @property
     def outcome(self) -> Outcome:
-        """From outcome.json, which failed and pruned runs have, or summary.json, which finished ones have."""
+        """The outcome, from outcome.json (failed and pruned runs) or summary.json (finished runs)."""
         file = self.folder / _OUTCOME
         if file.is_file():
             return Outcome(**json.loads(file.read_text(encoding="utf-8")))
@@ -51,19 +51,19 @@ class SweepRun:
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing left to do: a failed run may be tried again, a pruned one is not."""
+        """Whether the run is not to be started again: it has finished or was pruned. Failed runs are tried again."""
         return self.outcome.status in ("finished", "pruned")
 
     @property
     def figures(self) -> dict[str, float]:
-        """The final figures of a finished run; empty for any other."""
+        """The final metrics of a finished run; empty for any other."""
         if self.outcome.status != "finished":
             return {}
         summary = json.loads((self.folder / _SUMMARY).read_text(encoding="utf-8"))
         return {name: value for name, value in summary.items() if isinstance(value, int | float)}
 
     def begin(self) -> None:
-        """Make the folder, and forget how an earlier attempt ended."""
+        """Make the folder, and remove the outcome of an earlier attempt."""
         self.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(list(self.overrides)), self.folder / _OVERRIDES)
         for name in (_OUTCOME, _SUMMARY):
@@ -71,7 +71,7 @@ class SweepRun:
 
 
 def write_outcome(folder: Path, outcome: Outcome) -> None:
-    """Leave word in a run's folder of how it ended; whole or not at all."""
+    """Write into a run's folder how it ended; whole or not at all."""
     with written_whole(folder / _OUTCOME) as file:
         file.write_text(json.dumps(vars(outcome)) + "\n", encoding="utf-8")
 
@@ -94,9 +94,10 @@ def find_runs(sweep: Path) -> list[SweepRun]:
 
 
 def place_runs(sweep: Path, wanted: list[tuple[str, ...]]) -> list[SweepRun]:
-    """Each list of overrides with its folder: the one that holds this run already, or the next free number.
+    """Each list of overrides with its folder: the folder of the same overrides, or the next free number.
 
-    Runs are known by what they do, not by their place in the grid: a value added to a sweep renumbers nothing.
+    Runs are identified by their overrides, not by their place in the grid. So a value that is added to a sweep does not
+    change the numbers of other runs.
     """
     taken = {frozenset(run.values.items()): run.folder for run in find_runs(sweep)}
     number = 1 + max((int(file.name) for file in sweep.glob("*") if file.name.isdigit()), default=-1)

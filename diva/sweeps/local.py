@@ -1,7 +1,7 @@
-"""Where the runs of a sweep happen. Every run is a process of its own.
+"""Runs of a sweep on this machine. Every run is a process of its own.
 
-So its memory is returned, a crash or the kernel's out-of-memory killer ends it alone, and it may start
-processes of its own (DDP).
+So its memory is freed at its end. A crash, or the kernel's out-of-memory killer, ends only this run. And a run may
+start processes of its own (DDP).
 """
 
 import fcntl
@@ -30,24 +30,24 @@ class RunProcess:
     def __init__(self, run: SweepRun, options: list[str], environment: dict[str, str]):
         self.run = run
         self.options = options
-        # Inside a SLURM job Lightning would take the job's tasks for the run's ranks.
+        # Inside a SLURM job, Lightning would use the job's tasks as the run's ranks.
         kept = {
             name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SUBMITIT_"))
         }
         self.environment = kept | {"HYDRA_FULL_ERROR": "1"} | environment | {_PARENT: str(os.getpid())}
         self.stopped = False
         self._process: subprocess.Popen | None = None
-        self._lock = threading.RLock()  # a signal handler may come in between
+        self._lock = threading.RLock()  # reentrant, because a signal handler may interrupt the holder
 
     def __call__(self) -> None:
-        """Start or continue the run, wait for its end, write its outcome unless it finished or was stopped."""
+        """Start or resume the run and wait for its end. Write its outcome, unless it finished or was stopped."""
         self.run.folder.mkdir(parents=True, exist_ok=True)
         log = self.run.folder / "run.log"
         with open(self.run.folder / ".lock", "w", encoding="utf-8") as lock, open(log, "ab") as output:
-            # The run inherits the lock: one left over from a killed sweep holds it until it has ended.
+            # The run inherits the lock. A run that has survived a killed sweep holds it until its end.
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self.run.done:
-                return  # by the one left over
+                return  # finished by the surviving process
             self.run.begin()
             start = output.tell()
             with self._lock:
@@ -59,7 +59,7 @@ class RunProcess:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=self.environment,
-                    start_new_session=True,  # Ctrl-C reaches the sweep, which lets its runs save
+                    start_new_session=True,  # Ctrl-C reaches only the sweep, which then lets its runs save
                     pass_fds=(lock.fileno(),),
                 )
             status = self._process.wait()
@@ -75,7 +75,7 @@ class RunProcess:
                 self._process.terminate()
 
     def wait_in_handler(self) -> None:
-        """Wait for the run's end from a signal handler, which may have interrupted `__call__` in its own waiting."""
+        """Wait for the run's end in a signal handler, which may have interrupted `__call__` while that waits."""
         if self._process is not None and self._process.returncode is None:
             os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
 
@@ -87,13 +87,15 @@ class RunProcess:
 
 
 def end_with_sweep() -> None:
-    """In the process of a run: when the sweep's process is gone, save a checkpoint and end.
+    """In the process of a run: save a checkpoint and end when the sweep's process has ended.
 
-    Does nothing in a run that no sweep has started. Processes that the run starts are no concern of the sweep.
+    Does nothing in a run that no sweep has started, and in processes that the run starts.
     """
     parent = os.environ.pop(_PARENT, None)
     if parent is not None:
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM tells every process; the sweep's sees to it
+        signal.signal(
+            signal.SIGUSR2, signal.SIG_IGN
+        )  # SLURM signals every process; that of the sweep handles it
         threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
 
 
@@ -104,7 +106,7 @@ def _watch(parent: int) -> None:
 
 
 def _end_group(leader: int) -> None:
-    """What the run started must not outlive it: the other ranks of a killed one would wait for ever."""
+    """End all processes that the run started: the other ranks of a killed run would wait for ever."""
     try:
         os.killpg(leader, signal.SIGKILL)
     except ProcessLookupError:
@@ -112,7 +114,7 @@ def _end_group(leader: int) -> None:
 
 
 def _outcome(run: SweepRun, status: int, log: Path, start: int) -> Outcome | None:
-    """How a run that has left with `status` failed, read from what it logged since byte `start`; None if it didn't."""
+    """Why a run with exit code `status` failed, from its log after byte `start`; None if it did not fail."""
     if status == 0 and run.outcome.status != "unfinished":
         return None
     if status < 0:
@@ -135,7 +137,7 @@ def _outcome(run: SweepRun, status: int, log: Path, start: int) -> Outcome | Non
 class LocalRuns:
     """`n_jobs` runs at a time on this machine, each with its share of the cores and of the GPUs.
 
-    `accelerator` and `devices` are the hardware of a run. Raises UserError where the shares are too small.
+    `accelerator` and `devices` are the hardware of a run. Raises UserError if the shares are too small.
     """
 
     def __init__(self, n_jobs: int, accelerator: str, devices: int):
@@ -150,7 +152,7 @@ class LocalRuns:
         self._lock = threading.Lock()
 
     def __call__(self, run: SweepRun, options: list[str]) -> None:
-        """Carry out one run. Called from up to `n_jobs` threads at once; does nothing once it was told to stop."""
+        """Carry out one run. Called from up to `n_jobs` threads at once. Does nothing after `stop`."""
         share = self._shares.get()
         process = RunProcess(run, options, share)
         try:
@@ -164,7 +166,7 @@ class LocalRuns:
             self._shares.put(share)
 
     def stop(self) -> str:
-        """Let all runs save and end, and no other begin; returns what to tell the user."""
+        """Let all runs save and end, and start no others; returns a message for the user."""
         with self._lock:
             self._stopped = True
             running = list(self._running)
@@ -181,7 +183,7 @@ def _shares(n_jobs: int, accelerator: str, devices: int) -> list[dict[str, str]]
     threads = {"OMP_NUM_THREADS": str(each_process)} if shared else {}
     if accelerator != "gpu" or n_jobs == 1:
         return [threads] * n_jobs
-    import torch  # here: every run imports this module before its command line is checked
+    import torch  # not at the top: every run imports this module before its command line is checked
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]

@@ -1,8 +1,8 @@
-"""A sweep that searches: Optuna chooses the values, and ends early what does not look promising.
+"""A sweep that searches: Optuna chooses the values, and ends unpromising runs early.
 
-The search space is the command line, in Hydra's words: `key=a,b`, `key=range(1,9)`, `key=interval(0.1,1)`,
-`key='tag(log,interval(1e-5,1e-3))'`. The study lives in study.journal in the sweep's folder; a run reads and
-writes it too, so it does not matter where runs happen.
+The command line gives the search space in Hydra's syntax: `key=a,b`, `key=range(1,9)`, `key=interval(0.1,1)`,
+`key='tag(log,interval(1e-5,1e-3))'`. The study is in study.journal in the sweep's folder. Runs read and write that file
+too, so they may be on any machine.
 """
 
 import json
@@ -26,13 +26,13 @@ from diva.config.hydra_private import IntervalSweep, Override, RangeSweep
 from diva.errors import UserError
 from diva.sweeps.folder import JOURNAL, TRIAL, Outcome, Pruned, SweepRun, write_outcome
 
-FIGURE = "val/kl"  # minimised, and what pruning goes by
+FIGURE = "val/kl"  # the metric that is minimised, and that pruning compares
 _NAME = "sweep"
 _ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 class Study:
-    """`trials` runs, each with values that `sampler` chooses after those that have ended.
+    """`trials` runs. `sampler` chooses the values of each from the results of the runs that have ended.
 
     sampler: config of an Optuna sampler with a `seed`.
     pruner: config of an Optuna pruner; its steps are optimizer steps, at which runs validate.
@@ -44,13 +44,13 @@ class Study:
         self.pruner = pruner
 
     def open(self, folder: Path, overrides: list[Override]) -> "Study":
-        """Begin the study in `folder`, or continue it, trials that were under way first; returns itself.
+        """Begin the study in `folder`, or continue it, unfinished trials first; returns itself.
 
-        Raises UserError where nothing is to be searched, or the study in `folder` was over something else.
+        Raises UserError if there is nothing to search, or the study in `folder` has another search space.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._folder = folder
-        # The command line comes after hydra.sweeper.params, and its word counts.
+        # The command line comes after hydra.sweeper.params, so its values are used.
         last = {o.get_key_element(): o for o in overrides}.values()
         self._space = {o.get_key_element(): distribution(o) for o in last if o.is_sweep_override()}
         self._fixed = [str(o.input_line) for o in last if not o.is_sweep_override()]
@@ -67,7 +67,7 @@ class Study:
             )
         self._study.set_user_attr("task", task)
         known = self._study.trials
-        # A sampler that starts anew with the same seed would propose the same values again.
+        # A new sampler with the same seed would propose the same values again.
         self._study.sampler = make(OmegaConf.merge(self.sampler, {"seed": self.sampler.seed + len(known)}))
         self._interrupted = [trial for trial in known if trial.state == TrialState.RUNNING]
         self._left = self.trials - sum(trial.state in _ENDED for trial in known)
@@ -83,7 +83,7 @@ class Study:
         return self._run(self._study.trials[trial.number])
 
     def ended(self, run: SweepRun) -> None:
-        """Tell the study. A run that was stopped stays open; one without the figure has failed."""
+        """Report the run to the study. A stopped run stays open. A run without the metric has failed."""
         number, status = int(run.folder.name), run.outcome.status
         if status == "finished":
             self._study.tell(number, run.figures.get(FIGURE))
@@ -102,7 +102,7 @@ class Study:
 
 
 class Pruning(Callback):
-    """Tells the study each validation's figure, and ends the run where the study's pruner says so."""
+    """Reports each validation's metric to the study, and ends the run if the study's pruner says so."""
 
     def __init__(self, folder: Path, study: optuna.Study, trial_id: int, storage: JournalStorage):
         self.folder = folder
@@ -128,7 +128,7 @@ class Pruning(Callback):
 
 
 def pruning(folder: Path) -> list[Callback]:
-    """The callback for the run in `folder`, if it is a trial of a study and under way."""
+    """The callback for the run in `folder`, if the run is an unfinished trial of a study."""
     trial = json.loads((folder / TRIAL).read_text(encoding="utf-8"))
     storage = _storage(folder.parent)
     study = optuna.load_study(
@@ -137,12 +137,12 @@ def pruning(folder: Path) -> list[Callback]:
     study_id = storage.get_study_id_from_name(_NAME)
     trial_id = storage.get_trial_id_from_study_id_trial_number(study_id, trial["number"])
     if storage.get_trial(trial_id).state.is_finished():
-        return []  # someone takes a pruned run to its end by hand
+        return []  # the user runs a pruned run to its end by hand
     return [Pruning(folder, study, trial_id, storage)]
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """What Optuna may choose from. Raises UserError for a word of Hydra's that it has no counterpart for."""
+    """The distribution that Optuna draws from. Raises UserError for syntax of Hydra without equivalent in Optuna."""
     value = override.value()
     if isinstance(value, IntervalSweep):
         unknown = value.tags - {"log"}

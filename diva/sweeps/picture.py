@@ -1,4 +1,4 @@
-"""A picture of a sweep: what was varied against what came out, and the curves of all runs."""
+"""A picture of a sweep: the metric over the varied keys, and the curves of all runs."""
 
 import math
 import statistics
@@ -33,7 +33,7 @@ def draw(results: Results, path: Path) -> None:
 
 @style.applied()
 def picture(results: Results) -> Figure:
-    """KL by what was varied; under it, training loss and KL over steps; legends on the right."""
+    """KL over the varied keys; below it, training loss and KL over steps; legends on the right."""
     figure = Figure(figsize=(style.WIDTH, 5.6))
     places: list[Any] = [["varied", "varied", "legend"], ["loss", "measure", "runs"]]
     axes = figure.subplot_mosaic(places, width_ratios=(1.0, 1.0, 0.62))
@@ -77,7 +77,7 @@ def _legend(place: Axes, title: str, entries: Mapping[str, Artist]) -> None:
 
 
 def _colors(results: Results) -> list:
-    """One a group: told apart where there are few, from good to bad where there are many."""
+    """A colour for each group: distinct colours for few groups, a scale from good to bad for many."""
     if len(results.groups) <= _MOST_COLORS:
         return list(style.COLOURS[: len(results.groups)])
     means = [_mean(group) for group in results.groups]
@@ -91,7 +91,7 @@ def _mean(group: Group) -> float | None:
 
 
 def _shade(mean: float | None, known: list[float]):
-    """From dark (best) to light; grey for what has no figure."""
+    """From dark (best) to light; grey for a group without the metric."""
     if mean is None:
         return _MISSING
     low, high = min(known), max(known)
@@ -99,7 +99,7 @@ def _shade(mean: float | None, known: list[float]):
 
 
 def _scatter(axes: Axes, results: Results, colors: list) -> None:
-    """Every finished run a point, every group's mean a bar; the second varied key has the colours."""
+    """A point for each finished run, a bar for each group's mean, a colour for each value of the second varied key."""
     keys = [group.values[0] if group.values else "all runs" for group in results.groups]
     numbers = numeric(keys)
     places = numbers or [float(list(dict.fromkeys(keys)).index(key)) for key in keys]
@@ -122,7 +122,7 @@ def _scatter(axes: Axes, results: Results, colors: list) -> None:
 
 
 def _parallel_coordinates(axes: Axes, results: Results) -> None:
-    """A line a group with a figure: through the value of every varied key to the figure, dark where it is good."""
+    """A line for each group with the metric, from the value of each varied key to the metric; dark lines are good."""
     groups = [group for group in results.groups if group.figure(_FIGURE)]
     means = [statistics.fmean(group.figure(_FIGURE)) for group in groups]
     columns = [[group.values[index] for group in groups] for index in range(len(results.varied))]
@@ -138,7 +138,7 @@ def _parallel_coordinates(axes: Axes, results: Results) -> None:
 
 
 def _scaled(axes: Axes, place: int, texts: list[str]) -> list[float]:
-    """Values of one axis of parallel coordinates on 0..1, its ends written beside it."""
+    """Values of one axis of parallel coordinates, scaled to 0..1; writes the ends of the axis beside it."""
     distinct = list(dict.fromkeys(texts))
     numbers = numeric(texts)
     if numbers and _logarithmic(numbers):
@@ -166,7 +166,7 @@ def _curves(axes: Axes, results: Results, column: str, colors: list) -> None:
                 axes.plot(
                     steps, values, line, color=color, linewidth=1, alpha=0.8, label=label, marker=marker
                 )
-                label = None  # one entry a group
+                label = None  # one entry for each group
 
 
 def _logarithmic(numbers: list[float]) -> bool:
@@ -174,7 +174,7 @@ def _logarithmic(numbers: list[float]) -> bool:
 
 
 def numeric(texts: list[str]) -> list[float]:
-    """The texts as numbers; empty unless all of them are finite ones."""
+    """The texts as numbers; empty unless all of them are finite numbers."""
     try:
         numbers = [float(text) for text in texts]
     except ValueError:

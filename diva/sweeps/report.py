@@ -1,6 +1,6 @@
 """Report on a sweep: `python -m diva.sweep_report DIR [--into FOLDER]`.
 
-Prints what came out, and writes sweep.md and sweep.png into FOLDER (DIR unless given). The sweep may be under way.
+Prints the results, and writes sweep.md and sweep.png into FOLDER (DIR unless given). The sweep may still be running.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main() -> None:
 def report(sweep: Path, into: Path) -> list[Path]:
     """Print the tables of the sweep in folder `sweep`, write sweep.md and sweep.png into `into`; returns the two.
 
-    Raises UserError where `sweep` holds no run.
+    Raises UserError if `sweep` has no run.
     """
     runs = find_runs(sweep)
     if not runs:

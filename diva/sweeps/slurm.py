@@ -1,7 +1,7 @@
 """Runs of a sweep as SLURM jobs, through submitit.
 
-A job that reaches its time limit or is preempted lets its run save, goes back into the queue, and the run goes on
-where its checkpoint is. The jobs outlive the sweep's own process: its command, given again, finds them.
+If a job reaches its time limit or is preempted, it lets its run save and goes back into the queue. The run then resumes
+from its checkpoint. The jobs continue after the end of the sweep's process. The same command finds them again.
 """
 
 import subprocess
@@ -19,11 +19,11 @@ from diva.sweeps.folder import Outcome, SweepRun, write_outcome
 from diva.sweeps.local import RunProcess
 
 _JOB_ID = "job_id"
-_ATTEMPTS = 2  # at submitting: a controller that is busy refuses now and then
+_ATTEMPTS = 2  # to submit a job, because a busy controller sometimes refuses
 
 
 class RunJob:
-    """What submitit pickles and calls inside the job."""
+    """The callable that submitit pickles and calls inside the job."""
 
     def __init__(self, run: SweepRun, options: list[str]):
         self.run = run
@@ -35,7 +35,7 @@ class RunJob:
         self._process()
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Called by submitit when the job is to end: let the run save; returns what the requeued job does."""
+        """Called by submitit when the job has to end: let the run save; returns the call for the requeued job."""
         if self._process is not None:
             self._process.stop()
             self._process.wait_in_handler()
@@ -43,11 +43,11 @@ class RunJob:
 
 
 class SlurmRuns:
-    """Up to `n_jobs` jobs in the queue at a time, one a run.
+    """Up to `n_jobs` jobs in the queue at a time, one for each run.
 
     `accelerator` and `devices` are the hardware of a run. `parameters` are submitit's (timeout_min, cpus_per_task,
-    mem_gb, slurm_partition, ...). A run may be sent back into the queue `max_timeouts` times for its time limit, and
-    any number of times for preemption. `cluster` is "slurm"; "local" runs the same jobs on this machine, to try them.
+    mem_gb, slurm_partition, ...). A run may go back into the queue `max_timeouts` times because of its time limit, and
+    any number of times because of preemption. `cluster` is "slurm"; "local" runs the same jobs here, for tests.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class SlurmRuns:
         if accelerator == "gpu":
             self.parameters.setdefault("gpus_per_node", devices)
         self._stopping = threading.Event()
-        # What is wrong with the parameters is said before any run.
+        # Wrong parameters are an error before any run.
         with tempfile.TemporaryDirectory() as folder:
             self._executor(Path(folder))
 
     def __call__(self, run: SweepRun, options: list[str]) -> None:
         """Submit one run, or find the job it has, and wait for its end. Called from up to `n_jobs` threads."""
         if run.done:
-            return  # by a job that has outlived its sweep
+            return  # done by a job of an earlier process of this sweep
         run.folder.mkdir(parents=True, exist_ok=True)
         jobs = run.folder.absolute() / "job"
         known = jobs / _JOB_ID
@@ -98,12 +98,12 @@ class SlurmRuns:
             write_outcome(run.folder, Outcome("failed", _reason(job)))
 
     def stop(self) -> str:
-        """Leave the jobs where they are; returns what to tell the user."""
+        """Do not end the jobs; returns a message for the user."""
         self._stopping.set()
         return "the jobs stay in the queue (scancel ends them)"
 
     def _submit(self, run: SweepRun, options: list[str], jobs: Path) -> submitit.Job[None] | None:
-        """The run's job. None, with the outcome written, where it is refused twice; also where the sweep ends."""
+        """The run's job. None if it is refused twice, which is written as the outcome, or if the sweep ends."""
         for attempt in range(_ATTEMPTS):
             if self._stopping.wait(self.poll_seconds if attempt else 0):
                 return None
@@ -125,14 +125,15 @@ class SlurmRuns:
         return executor
 
     def _over(self, job: submitit.Job) -> bool:
-        """Whether there is nothing to wait for. A job between two places in the queue is still in it."""
+        """Whether the job has ended. A job that is being requeued has not."""
         return not in_queue(job.job_id) if self.cluster == "slurm" else job.done()
 
 
 def in_queue(job_id: str) -> bool:
-    """Whether SLURM still has the job; yes where it cannot be asked just now.
+    """Whether SLURM still has the job; True if SLURM does not answer just now.
 
-    Not from submitit, which asks sacct: some clusters have none, and a killed job would be waited for without end.
+    This does not use submitit, which asks sacct. Some clusters have no sacct, and there the wait for a killed job would
+    never end.
     """
     command = ["squeue", "--noheader", "--jobs", job_id]
     asked = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -142,6 +143,6 @@ def in_queue(job_id: str) -> bool:
 
 
 def _reason(job: submitit.Job) -> str:
-    """Why a job ended before its run had an outcome: the last line it said."""
+    """Why a job ended before its run had an outcome: the last line of its output."""
     lines = [line for line in (job.stderr() or "").splitlines() if line.strip()]
     return f"job {job.job_id} ended before its run: {lines[-1] if lines else 'it said nothing'}"[:300]

@@ -1,7 +1,7 @@
 """`python -m diva.train -m ...`: many runs from one command line, each a process of its own.
 
-A failed run does not end the sweep. The same command with the same hydra.sweep.dir continues a sweep: finished
-and pruned runs are left alone, all others go on where their last checkpoint is.
+A failed run does not end the sweep. The same command with the same hydra.sweep.dir continues a sweep. Finished and
+pruned runs are not run again. All others resume from their last checkpoint.
 """
 
 import signal
@@ -27,7 +27,7 @@ from diva.sweeps.folder import JOURNAL, SweepRun, find_runs, place_runs
 from diva.sweeps.table import gather, print_tables
 from diva.terminal import say
 
-# What Hydra would take and this does not; every one of them has its counterpart here.
+# Keys of Hydra that are not supported in a sweep -> what to use instead.
 _REFUSED = {
     "hydra/launcher": "sweep=serial, parallel or slurm says where runs happen",
     "hydra.launcher": "sweep.runner.KEY=VALUE says how runs happen",
@@ -49,7 +49,7 @@ class Runner(Protocol):
 
 
 class Source(Protocol):
-    """Which run is next."""
+    """Chooses the next run."""
 
     def take(self) -> SweepRun | None: ...
 
@@ -57,13 +57,13 @@ class Source(Protocol):
 
 
 class Study(Protocol):
-    """A search, which chooses the values of the next run after those that have ended."""
+    """A search, which chooses the values of the next run from the results of those that have ended."""
 
     def open(self, folder: Path, overrides: list[Override]) -> Source: ...
 
 
 class Grid:
-    """Every combination of the values given, in order, but those that have finished."""
+    """All combinations of the given values, in order, without finished runs."""
 
     def __init__(self, runs: list[SweepRun]):
         self._waiting = [run for run in runs if not run.done]
@@ -72,14 +72,14 @@ class Grid:
         return self._waiting.pop(0) if self._waiting else None
 
     def ended(self, run: SweepRun) -> None:
-        """Nothing follows from how a run of a grid ends."""
+        """Does nothing, because a grid does not depend on results."""
 
 
 def sweep(arguments: list[str], config_name: str, config_dir: str | None) -> int:
     """Carry out the sweep that the overrides `arguments` ask for; returns its exit code.
 
-    0: every run finished or was pruned; 2: some failed, all for the user's input; 1: some failed otherwise.
-    Raises UserError before any run starts where the sweep itself is wrong.
+    0: every run finished or was pruned. 2: some failed, all because of the user's input. 1: some failed for another
+    reason. Raises UserError before any run starts if the sweep itself is wrong.
     """
     config = check_overrides(config_name, arguments, config_dir)
     if config.hardware.num_nodes != 1:
@@ -108,7 +108,7 @@ def sweep(arguments: list[str], config_name: str, config_dir: str | None) -> int
 
 
 def combinations(overrides: list[Override]) -> list[tuple[str, ...]]:
-    """Every combination of the values given. Raises UserError for an interval, which has no end of them."""
+    """All combinations of the given values. Raises UserError for an interval, which has infinitely many values."""
     for override in overrides:
         if override.is_sweep_override() and not override.is_discrete_sweep():
             raise UserError(f"{override.input_line}: an interval is something to search, with sweep=optuna")
@@ -122,7 +122,7 @@ def _check_kind(folder: Path, study: Study | None) -> None:
 
 
 def exit_code(runs: list[SweepRun]) -> int:
-    """Of a sweep over `runs`."""
+    """The exit code of a sweep over `runs`."""
     failed = [run.outcome for run in runs if run.outcome.status == "failed"]
     if not failed:
         return 0
@@ -158,7 +158,7 @@ def _sweep_folder(
 
 
 def _check_choices(grid: list[tuple[str, ...]], config_name: str, config_dir: str | None) -> None:
-    """Compose runs until every value of every key has been seen: a misspelt one is found before any run starts."""
+    """Compose configs until every value of every key has been used, so that a misspelt one is found before any run."""
     seen: set[str] = set()
     for overrides in grid:
         if not seen.issuperset(overrides):
@@ -169,7 +169,7 @@ def _check_choices(grid: list[tuple[str, ...]], config_name: str, config_dir: st
 def carry_out(source: Source, runner: Runner, options: list[str], swept: set[str]) -> list[SweepRun]:
     """`runner.n_jobs` runs at a time until there is no next one; returns those that were started.
 
-    `swept` are the keys that have several values: what tells a run from the others.
+    `swept` are the keys with several values, which distinguish the runs.
     """
     taking = threading.Lock()
     started: list[SweepRun] = []
@@ -212,7 +212,7 @@ def _ending(run: SweepRun, seconds: float) -> str:
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """A sweep that is told to end lets its runs save, as with Ctrl-C."""
+    """On SIGTERM a sweep lets its runs save, as with Ctrl-C."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(number)

@@ -1,4 +1,4 @@
-"""What came out of a sweep, as tables: runs grouped by what was varied, seeds put together."""
+"""Results of a sweep as tables: runs are grouped by the varied keys, with means over seeds."""
 
 import math
 import statistics
@@ -18,30 +18,30 @@ _SEED = "seed"
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in their seed alone."""
+    """Runs that differ only in their seed."""
 
     values: tuple[str, ...]  # one for each of the sweep's varied names
     runs: tuple[SweepRun, ...]
 
     def figure(self, name: str) -> list[float]:
-        """The figure of every finished run that has it."""
+        """The metric `name` of every finished run that has it."""
         return [run.figures[name] for run in self.runs if name in run.figures]
 
 
 @dataclass(frozen=True)
 class Results:
-    """A sweep as it stands."""
+    """The state of a sweep."""
 
-    varied: tuple[str, ...]  # names of the overrides that differ between runs, but the seed
+    varied: tuple[str, ...]  # names of the overrides that differ between runs, without the seed
     groups: tuple[Group, ...]
-    figures: tuple[str, ...]  # names of what finished runs have measured
+    figures: tuple[str, ...]  # names of the metrics of finished runs
 
     @property
     def runs(self) -> list[SweepRun]:
         return [run for group in self.groups for run in group.runs]
 
     def best(self, figure: str) -> Group | None:
-        """The group with the best mean; None where there is nothing to tell apart."""
+        """The group with the best mean; None if there is nothing to compare."""
         means = [statistics.fmean(values) for group in self.groups if (values := group.figure(figure))]
         if len(set(means)) < 2:
             return None
@@ -84,7 +84,7 @@ def print_tables(results: Results, title: str) -> None:
 
 
 def _figures(results: Results, mark: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the figures: mean and standard deviation over seeds, the best of each in `mark`."""
+    """Header and rows of the metrics: mean and standard deviation over seeds; `mark` is put around the best of each."""
     best = {name: results.best(name) for name in results.figures}
     rows = []
     for group in results.groups:
@@ -112,7 +112,7 @@ def _others(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def _short(value: str) -> str:
-    """A number that a search has chosen has more digits than anyone reads."""
+    """A number with few digits: one that a search has chosen has many."""
     try:
         number = float(value)
     except ValueError:

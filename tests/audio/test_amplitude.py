@@ -1,4 +1,4 @@
-"""Loudness, number formats and channels: what is heard, and what is refused."""
+"""Loudness, number formats and channels: which clips are read, and which are refused."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Every clip is heard to its end, whatever its header says, or is at fault."""
+"""Every clip is read to its end, whatever its header says, or is refused."""
 
 import io
 import struct
@@ -79,7 +79,7 @@ WHOLE: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_clip_is_heard_to_its_end(tmp_path: Path, name: str):
+def test_a_clip_is_read_to_its_end(tmp_path: Path, name: str):
     data = WHOLE[name]()
     (tmp_path / "clip").write_bytes(data)
     for source in (data, tmp_path / "clip"):
@@ -95,7 +95,7 @@ def test_what_is_heard_is_what_was_said():
     assert power == pytest.approx(np.square(expected[-2 * RATE :]).mean(), rel=0.1)
 
 
-def test_two_mp3_in_one_file_are_both_heard():
+def test_two_mp3_in_one_file_are_both_read():
     assert len(decode(encode("MP3") * 2)) == pytest.approx(12 * RATE, abs=0.3 * RATE)
 
 

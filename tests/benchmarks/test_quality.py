@@ -11,7 +11,7 @@ from benchmarks import quality
 from diva.config import check_overrides
 from diva.sweeps.folder import find_runs
 
-# The figures of a run follow from its seed, which is the last of its overrides.
+# The metrics of a run depend on its seed, which is the last of its overrides.
 FINISHES = """
 import json, pathlib, sys
 folder = pathlib.Path(sys.argv[1])

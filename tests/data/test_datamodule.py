@@ -144,7 +144,7 @@ def on_rank(rank: int, world_size: int) -> SimpleNamespace:
 # -- what is trained on ---------------------------------------------------------------------------------------------
 
 
-def test_transcripts_beyond_the_query_tokens_are_left_out_and_listed(make, tmp_path):
+def test_transcripts_beyond_the_query_tokens_are_skipped_and_listed(make, tmp_path):
     made = make(corpus=Memory(["fits", "12345678", "123456789", "~~~~~~~~"] * 8), max_skipped_fraction=0.6)
     made.setup("fit")
 
@@ -156,7 +156,7 @@ def test_transcripts_beyond_the_query_tokens_are_left_out_and_listed(make, tmp_p
     assert "train\ttrain2\ttoo many tokens\t9 transcript tokens" in (tmp_path / "skipped.tsv").read_text()
 
 
-def test_transcripts_beyond_the_query_tokens_of_their_clip_are_left_out(make):
+def test_transcripts_beyond_the_query_tokens_of_their_clip_are_skipped(make):
     corpus = Memory(["1234", "12345", "123456"] * 4, seconds=[0.5, 2.0, 2.0] * 4)
     # 2 a second of speech and tail: 3 for half a second, 6 for two.
     made = make(corpus=corpus, tokens_per_second=2.0, max_skipped_fraction=1.0)
@@ -175,7 +175,7 @@ def test_only_transcripts_that_could_be_too_long_are_tokenised(make):
     assert made.tokenizer.seen == ["long enough"]
 
 
-def test_too_many_clips_left_out_end_the_run_before_training_and_are_listed(make, tmp_path):
+def test_too_many_skipped_clips_end_the_run_before_training_and_are_listed(make, tmp_path):
     corpus = Memory(skipped=[Skip("lost", "missing file", "clips/lost.mp3")] * 10)
     with pytest.raises(UserError, match="missing file"):
         make(corpus=corpus, max_skipped_fraction=0.2).setup("fit")

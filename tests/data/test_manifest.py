@@ -111,7 +111,7 @@ def test_skipped_tsv_is_a_table_whatever_the_detail_says(tmp_path: Path):
     ]
 
 
-def test_audio_files_are_told_apart_by_place_size_and_time(tmp_path: Path):
+def test_audio_files_are_distinguished_by_place_size_and_time(tmp_path: Path):
     soundfile.write(tmp_path / "a.wav", np.tile([0.5, -0.5], 4_000), 16_000)
     soundfile.write(tmp_path / "b.flac", np.tile([0.5, -0.5, -0.5, 0.5], 1_000), 8_000)
     audio = AudioFiles(tmp_path, strings("a.wav", "b.flac", "gone.opus"))

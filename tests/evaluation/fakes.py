@@ -52,7 +52,7 @@ def write_result(
 
 
 def write_summary(folder: Path, agreement: float, kl: float, **more: float) -> None:
-    """The training figures of a run, as train_summary.json."""
+    """The training metrics of a run, as train_summary.json."""
     values = {
         "val/first_token_agreement": agreement,
         "val/kl": kl,

@@ -188,7 +188,7 @@ def score(jokes: Path, scores: list[int], *overrides: str) -> dict:
     return read_results(folder)
 
 
-def test_clips_that_the_corpus_left_out_are_counted(jokes):
+def test_clips_that_the_corpus_skipped_are_counted(jokes):
     values = score(jokes, [1, 0, 1])
     assert (values["n"], values["skipped"]) == (3, {"missing file": 1})
 

@@ -73,7 +73,7 @@ def test_exact_match_and_token_f1_as_in_squad():
     assert token_f1("", ["Rome"]) == 0.0
 
 
-def test_failed_answers_are_left_out_of_means_and_counted():
+def test_failed_answers_are_excluded_from_means_and_counted():
     of = answers(("Paris", "Paris"), (None, "Rome"), ("Oslo", "Bern"), ("Bern", "Bern"))
     for metric in (ContainsAnswer(), ExactMatch(), TokenF1()):
         (figure,) = figures(of, [metric])

@@ -1,4 +1,4 @@
-"""The runner: what is answered stays answered, what fails is told."""
+"""The runner: stored answers are not asked again, and failures are reported."""
 
 import json
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""What is counted of a step, against published figures, direct counts and what really happens."""
+"""Counts of a step, compared with published numbers, direct counts and real runs."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,4 +1,4 @@
-"""What diva.plan says, against direct counts, published figures and what really happens."""
+"""The output of diva.plan, compared with direct counts, published numbers and real runs."""
 
 import json
 import math

@@ -126,9 +126,9 @@ def test_only_those_are_admitted_who_fit(model):
         return Job([], tokens, windows, 16_000, 10, (), None, False, print)
 
     batcher = Batcher(model, BatchLimits(rows=3, tokens=100, audio_seconds=2), print)
-    assert batcher._fits([], [job(500)])  # alone, whatever it takes
+    assert batcher._fits([], [job(500)])  # a job alone always fits
     assert batcher._fits([job(20)], [job(20), job(20)])
     assert not batcher._fits([job(20)], [job(20), job(20), job(1)])  # rows
     assert not batcher._fits([job(20)], [job(41)])  # tokens
-    assert batcher._fits([job(20, 9)], [job(20, 2)])  # those that run have been heard
+    assert batcher._fits([job(20, 9)], [job(20, 2)])  # the running jobs' audio is already encoded
     assert not batcher._fits([], [job(5, 2), job(5, 1)])

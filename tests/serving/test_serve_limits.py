@@ -1,4 +1,4 @@
-"""What happens to a `python -m diva.serve` that has too much to do, is left, fails, or is told to stop."""
+"""`python -m diva.serve` with too many requests, with clients that disconnect, with failures, and when stopped."""
 
 import contextlib
 import functools
@@ -156,7 +156,7 @@ def pair(call, limits: tuple[int, int]) -> list[openai.Stream]:
 
 
 @pytest.mark.integration
-def test_a_failing_batch_is_told_and_the_next_one_answered(slow_server, monkeypatch):
+def test_a_failing_batch_gives_its_jobs_an_error_and_the_next_is_answered(slow_server, monkeypatch):
     client = slow_server(ServerLimits())
     call = functools.partial(
         client.chat.completions.create, model="diva", messages=user("stop"), max_tokens=2

@@ -1,4 +1,4 @@
-"""What came out of a sweep: seeds together, the best marked, whatever state it is in."""
+"""Tables of a sweep in any state: means over seeds, the best values are marked."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run as a process: how its end is told, what ends with it, what it waits for."""
+"""A run as a process: its outcome, the processes that end with it, the ones that it waits for."""
 
 import os
 import signal

@@ -211,7 +211,7 @@ def test_sweep_exit_code_is_2_only_for_the_users_faults(tmp_path):
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_sweep_told_to_end_lets_its_runs_save(monkeypatch, tmp_path, sent, capfd):
+def test_a_sweep_that_gets_sigterm_lets_its_runs_save(monkeypatch, tmp_path, sent, capfd):
     saves = "import signal, sys, time; here = sys.argv[1]; "
     saves += "signal.signal(signal.SIGTERM, lambda *_: (open(here + '/saved', 'w'), sys.exit(143))); "
     saves += "open(here + '/here', 'w'); [time.sleep(0.05) for _ in range(1200)]"

@@ -1,4 +1,4 @@
-"""What the frozen parts say about a corpus, kept on disk: the same as when it is computed for each batch."""
+"""Outputs of the frozen parts, cached on disk: the same as computed for each batch."""
 
 from pathlib import Path
 

@@ -282,7 +282,7 @@ def test_the_table_of_savings_of_tiny_models(bench_command, tmp_path):
     assert "| AdamW fused | shipped |" in (tmp_path / "savings.md").read_text()
 
 
-def test_savings_that_a_config_cannot_have_are_left_out(bench_command):
+def test_savings_that_a_config_cannot_have_are_skipped(bench_command):
     overrides = ["precompute.teacher_states=false", "model.encoder.context=full", "model.adapter.kind=mlp"]
     found = {row["saving"] for row in bench_command(savings, *overrides)["rows"]}
     assert "transcripts trimmed for the teacher" in found

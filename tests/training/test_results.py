@@ -1,4 +1,4 @@
-"""How a run ends, whatever its transcripts hold, its terminal can show, or goes wrong in what decorates it."""
+"""The end of a run: with any transcripts, with any terminal, and with errors in output that it does not depend on."""
 
 import json
 import signal

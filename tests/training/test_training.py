@@ -193,7 +193,7 @@ def test_a_run_that_never_distils_says_so(tiny_run, shared_cache, tmp_path):
     assert 0 < figures["seconds_of_data"] < figures["seconds"]
 
 
-def test_longer_clips_than_whisper_hears_are_refused(tiny_run, tmp_path):
+def test_clips_longer_than_whispers_window_are_refused(tiny_run, tmp_path):
     config = check_overrides("train", [*tiny_run, "data.max_seconds=60", "max_steps=1"])
     with pytest.raises(UserError, match=r"data\.max_seconds=60: Whisper hears 30 s"):
         make_data(config.data, SimpleNamespace(), AdapterConfig(8), tmp_path)

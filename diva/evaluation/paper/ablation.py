@@ -1,4 +1,4 @@
-"""An ablation over seeds: what each system scores, and whether the paper's order holds."""
+"""An ablation over seeds: the score of each system, and whether the systems have the paper's order."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from diva.plots.style import named
 
 TRAINING = "train_summary.json"
 _BESIDE = {"teacher": ROWS["ceiling"], "cascade": ROWS["cascade"]}
-# Keys of a run's summary.json -> what the table calls them.
+# Keys of a run's summary.json -> their names in the table.
 _TRAINING = {
     "val/first_token_agreement": "first-token agreement",
     "val_unseen_voice/first_token_agreement": "agreement, unseen voice",
@@ -38,7 +38,7 @@ _DRAWN = ("first_token_agreement", "kl")
 
 @dataclass(frozen=True)
 class Outcome:
-    """Our half of an experiment."""
+    """Our part of an experiment."""
 
     lines: list[str]  # markdown
     panels: list[Panel]
@@ -46,18 +46,20 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What an experiment.yaml says of it. Its results lie in SYSTEM_seedK, teacher and cascade."""
+    """The ablation that an experiment.yaml describes. Results are in the folders SYSTEM_seedK, teacher and cascade."""
 
     task: str
     metric: str
-    systems: Mapping[str, str]  # ours, as their folders are named -> the authors', as authors.json names them
-    against: str  # the one of ours that the others are compared with
-    order_by: tuple[str, str]  # task and metric of the authors' figures that give the paper's order
-    seeds: Sequence[int]  # of a complete replication
-    unseen: Sequence[str]  # groups of samples that are unlike the training's
+    systems: Mapping[
+        str, str
+    ]  # our system, by its folder's name -> the authors' system, by its name in authors.json
+    against: str  # our system that the others are compared with
+    order_by: tuple[str, str]  # task and metric of the authors' results that give the paper's order
+    seeds: Sequence[int]  # seeds of a complete replication
+    unseen: Sequence[str]  # groups of samples that are not like the training data
 
     def outcome(self, folder: Path, authors: Authors) -> Outcome:
-        """Raises UserError for results that cannot be compared, or whose folders are named otherwise."""
+        """Raises UserError for results that cannot be compared, or whose folders have other names."""
         title = f"## Ours: {self.task}, seeds {', '.join(map(str, self.seeds))}"
         results = {file.parent.name: Result.read(file.parent) for file in sorted(folder.glob(f"*/{RESULTS}"))}
         missing = self._missing(results)
@@ -73,7 +75,7 @@ class Ablation:
         return Outcome(lines, self._panels([*beside.values(), *runs.values()], unseen))
 
     def _missing(self, results: Mapping[str, Result]) -> list[str]:
-        """What a complete replication has besides, as "SYSTEM (seed 1, 3)"."""
+        """Runs that are missing for a complete replication, as "SYSTEM (seed 1, 3)"."""
         missing = [name for name in _BESIDE if name not in results]
         for name in self.systems:
             seeds = [str(seed) for seed in self.seeds if f"{name}_seed{seed}" not in results]
@@ -100,7 +102,7 @@ class Ablation:
         check_comparable(list(results.values()))
 
     def _runs(self, folder: Path, results: Mapping[str, Result], ids: Sequence[str]) -> dict[str, Runs]:
-        """Those systems of ours that have been run, in the order of the experiment."""
+        """Our systems that have been run, in the order of the experiment."""
         runs = {}
         for name in self.systems:
             seeds = sorted(found[1] for of in results if (found := _seed(of)) and found[0] == name)
@@ -135,7 +137,7 @@ class Ablation:
         return [*Table(header, rows).markdown(), "", f"{counts} {_ABOUT_INTERVALS}"]
 
     def _order(self, runs: Mapping[str, Runs], authors: Authors) -> str:
-        """One paragraph: the paper's order, ours, and how many of the pairs ours can tell apart."""
+        """One paragraph: the paper's order, ours, and for how many pairs ours is certain."""
         key = (self.order_by[0], self.order_by[1])
         theirs = {name: _published(authors, system, key) for name, system in self.systems.items()}
         paper = sorted(theirs, key=lambda name: -theirs[name])
@@ -191,7 +193,7 @@ def _holds(paper: Sequence[str], means: Mapping[str, float]) -> str:
 
 
 def _trained_order(paper: Sequence[str], runs: Mapping[str, Runs]) -> str:
-    """The same by what training measured, where every system has it: it says more where few answers are right."""
+    """The order by a metric of training, if every system has it. It says more if few answers are right."""
     values = {name: _trained(runs[name], _ORDERED) for name in paper}
     if not all(values.values()):
         return ""
@@ -201,7 +203,7 @@ def _trained_order(paper: Sequence[str], runs: Mapping[str, Runs]) -> str:
 
 
 def _verdict(of: Interval | None) -> str:
-    """Whether a difference that the paper has above zero is so here too: as, against or open."""
+    """Whether a difference that is above zero in the paper is so here too: as, against or open."""
     if of is None or of[0] <= 0 <= of[1]:
         return "open"
     return "as" if of[0] > 0 else "against"
@@ -216,7 +218,7 @@ def _beside(results: Mapping[str, Result], ids: Sequence[str]) -> dict[str, Runs
 
 
 def _scores(result: Result, ids: Sequence[str]) -> np.ndarray:
-    """[n]. Raises UserError for a metric that does not give each answer a score."""
+    """Scores [n]. Raises UserError for a metric that does not give each answer a score."""
     rows = result.measure(result.values["metric"], ids).rows
     if rows.shape[1] != 1:
         raise UserError(f"{result.values['metric']} is no mean over answers, which seeds are put together by")
@@ -224,7 +226,7 @@ def _scores(result: Result, ids: Sequence[str]) -> np.ndarray:
 
 
 def _summary(file: Path) -> dict[str, Any] | None:
-    """A run's summary.json; None where it was not put there."""
+    """A run's summary.json; None if there is none."""
     try:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     except ValueError as error:
@@ -232,7 +234,7 @@ def _summary(file: Path) -> dict[str, Any] | None:
 
 
 def _training_table(runs: Sequence[Runs]) -> list[str]:
-    """Mean and SD over seeds of what training measured on held-out sentences."""
+    """Mean and SD over seeds of training's metrics on held-out sentences."""
     keys = [key for key in _TRAINING if any(_trained(run, key) for run in runs)]
     if not keys:
         return ["Training figures: not at hand."]
@@ -276,7 +278,7 @@ def _bar(run: Runs) -> Bar:
 
 
 def _trained_bars(runs: Sequence[Runs], key: str) -> list[Bar]:
-    """What training measured: the mean over seeds, and each seed as a point."""
+    """A metric of training: the mean over seeds, and each seed as a point."""
     pairs = [(run.label, _trained(run, key)) for run in runs]
     return [
         Bar(named(label), float(np.mean(of)), None, points=tuple(of) if len(of) > 1 else ())

@@ -1,4 +1,4 @@
-"""The authors' figures and ours in the same columns."""
+"""The authors' results and ours in the same columns."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ class Cell:
     interval: Interval | None = None  # 95%
     n: int | None = None  # None: not known
     errors: int = 0
-    left_out: int = 0  # clips that the corpus could give nobody, and so are not in n
+    left_out: int = 0  # clips that the corpus skipped, and so are not in n
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Column:
     """One metric of one task, or its mean over tasks."""
 
     title: str
-    task: str  # its full name, with the variant; the authors' figures bear the same
+    task: str  # its full name, with the variant, as in authors.json
     metric: str
-    mean_of: Sequence[str] = ()  # tasks; a figure of `task` itself goes before their mean
+    mean_of: Sequence[str] = ()  # tasks; a result of `task` itself is used before their mean
 
     def of(self, figures: Mapping[tuple[str, str], Cell]) -> Cell | None:
-        """The column's figure among those of a system, by (task, metric); None where a part is missing."""
+        """The column's cell, from a system's cells by (task, metric); None if a part of the mean is missing."""
         own = figures.get((self.task, self.metric))
         if own is not None or not self.mean_of:
             return own
@@ -45,7 +45,7 @@ class Column:
         if len(found) < len(parts):
             return None
         counts = [part.n for part in found if part.n is not None]
-        # The tasks may put the same questions: their intervals cannot be put together.
+        # The tasks may ask the same questions, so their intervals cannot be combined.
         return Cell(
             sum(part.value for part in found) / len(found),
             None,
@@ -57,7 +57,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Part:
-    """Columns that stand in one table."""
+    """The columns of one table."""
 
     title: str
     columns: Sequence[Column]
@@ -65,7 +65,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one system."""
+    """The results of one system."""
 
     label: str
     side: str  # authors, ours or given
@@ -74,21 +74,21 @@ class Row:
 
     @property
     def reference(self) -> bool:
-        """Whether it is no system under test."""
+        """Whether it is a baseline and no system under test."""
         return self.side == "given" or self.role in ROWS
 
 
 @dataclass(frozen=True)
 class Authors:
-    """An authors.json."""
+    """The content of an authors.json."""
 
     labels: Mapping[str, str]  # of systems
-    figures: Mapping[str, Mapping[tuple[str, str], Cell]]  # system -> (task, metric) -> figure
-    note: str  # where they come from
+    figures: Mapping[str, Mapping[tuple[str, str], Cell]]  # system -> (task, metric) -> cell
+    note: str  # source of the numbers
 
     @classmethod
     def read(cls, file: Path) -> "Authors":
-        """Raises UserError for a file that cannot be read, and for two figures of the same thing."""
+        """Raises UserError for a file that cannot be read, or with two values for one system, task and metric."""
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
             figures: dict[str, dict[tuple[str, str], Cell]] = {name: {} for name in values["systems"]}
@@ -114,7 +114,7 @@ class Authors:
 
 
 def _figure(record: Mapping[str, Any]) -> Cell:
-    """A record holds a value and perhaps its interval, or how many of n were right."""
+    """A record has a value and perhaps an interval, or the number of right answers of n."""
     errors = record.get("errors", 0)
     if "right" in record:
         right, n = record["right"], record["n"]
@@ -124,9 +124,9 @@ def _figure(record: Mapping[str, Any]) -> Cell:
 
 
 def our_rows(results: Iterable[Result]) -> list[Row]:
-    """A row a system over all its tasks, the ceiling first, the cascade last.
+    """One row for each system with all its tasks; the ceiling first, the cascade last.
 
-    Raises UserError where a system has two results of one task.
+    Raises UserError if a system has two results of one task.
     """
     rows: dict[str, dict[tuple[str, str], Cell]] = {}
     roles: dict[str, str] = {}
@@ -156,7 +156,7 @@ def our_rows(results: Iterable[Result]) -> list[Row]:
 
 
 def constant_rows(constants: Mapping[str, Mapping[str, float]]) -> list[Row]:
-    """What a rule would score, such as always answering Yes; keys are task/metric."""
+    """Scores of fixed rules, such as always answering Yes; keys are task/metric."""
     rows = []
     for label, values in constants.items():
         pairs = [(key.partition("/"), value) for key, value in values.items()]
@@ -165,7 +165,7 @@ def constant_rows(constants: Mapping[str, Mapping[str, float]]) -> list[Row]:
 
 
 def table(part: Part, rows: Sequence[Row], with_ours: bool = True) -> list[str]:
-    """A markdown table with a row a system that has any of the figures; "not run" where none of ours has."""
+    """A markdown table with a row for each system that has a result; "not run" if none of ours has."""
     usual = [_usual_n(column, rows) for column in part.columns]
     lines = []
     if any(usual):
@@ -184,7 +184,7 @@ def table(part: Part, rows: Sequence[Row], with_ours: bool = True) -> list[str]:
 
 
 def _usual_n(column: Column, rows: Sequence[Row]) -> int | None:
-    """What most of the rows rest on."""
+    """The n of most rows."""
     counts = [f.n for row in rows if (f := column.of(row.figures)) is not None and f.n is not None]
     return max(counts, key=counts.count) if counts else None
 
@@ -202,13 +202,13 @@ def _cell(figure: Cell | None, metric: str, usual_n: int | None) -> str:
 
 
 def shown(value: float, metric: str) -> str:
-    """Three decimals of a share, two of what goes to 100."""
+    """Three decimals for a share, two for a metric from 0 to 100."""
     digits = 2 if metric.endswith("bleu") else 3
     return f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no -0.00
 
 
 def panels(part: Part, rows: Sequence[Row]) -> list[Panel]:
-    """A panel a metric that has any figure: a group of bars a column, a bar a system."""
+    """One panel for each metric with results: one group of bars for each column, one bar for each system."""
     labels = _bar_labels(rows)
     found = []
     for metric in dict.fromkeys(column.metric for column in part.columns):
@@ -227,7 +227,7 @@ def panels(part: Part, rows: Sequence[Row]) -> list[Panel]:
 
 
 def _bar_labels(rows: Sequence[Row]) -> dict[str, str]:
-    """Row label -> what the legend calls it: a ceiling or a cascade by its role where it is the only one."""
+    """Row label -> its name in the legend. The only ceiling or the only cascade is named by its role."""
     roles = [row.role for row in rows]
     return {
         row.label: ROWS[row.role]

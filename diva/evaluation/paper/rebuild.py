@@ -1,7 +1,7 @@
 """The paper's figures beside ours: `python -m diva.evaluation.paper [experiments]` rebuilds every table and picture.
 
-FOLDER/authors.json holds the authors' figures, FOLDER/*/experiment.yaml says which of them and of ours stand
-together, FOLDER/*/results holds ours as `diva.evaluate` writes them. Offline; the same input gives the same bytes.
+FOLDER/authors.json has the authors' results. FOLDER/*/results has ours, as `diva.evaluate` writes them.
+FOLDER/*/experiment.yaml says which of them are compared. Works offline; the same input gives the same bytes.
 """
 
 import argparse
@@ -27,16 +27,16 @@ EXPERIMENT, TABLE, PICTURE, AUTHORS = "experiment.yaml", "table.md", "figure.png
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment.yaml."""
+    """The content of an experiment.yaml."""
 
     title: str
     parts: Sequence[Part]
-    systems: Sequence[str]  # the authors', as authors.json names them, in the order of rows
+    systems: Sequence[str]  # the authors' systems, by their names in authors.json, in the order of rows
     constants: Mapping[str, Mapping[str, float]] = field(
         default_factory=dict
     )  # label -> task/metric -> value
     notes: Sequence[str] = ()
-    ablation: Ablation | None = None  # where ours is a replication over seeds
+    ablation: Ablation | None = None  # if ours is a replication over seeds
 
     @classmethod
     def read(cls, file: Path) -> "Experiment":
@@ -55,7 +55,7 @@ class Experiment:
 def rebuild(folder: Path) -> list[Path]:
     """Write table.md and figure.png of every experiment in a folder; returns the experiments' folders.
 
-    Raises UserError where there is none, or a file cannot be used.
+    Raises UserError if there is no experiment, or a file cannot be used.
     """
     files = sorted(folder.glob(f"*/{EXPERIMENT}"))
     if not files:
@@ -69,7 +69,7 @@ def rebuild(folder: Path) -> list[Path]:
 
 
 def outcome(experiment: Experiment, authors: Authors, results: Path) -> tuple[str, list[Panel]]:
-    """The text of table.md and the panels of figure.png. `results` is a folder that may be missing."""
+    """The text of table.md and the panels of figure.png. The folder `results` may be missing."""
     rows = authors.rows(experiment.systems) + constant_rows(experiment.constants)
     if experiment.ablation is None:
         folders = sorted(file.parent for file in results.rglob(RESULTS))
@@ -88,7 +88,7 @@ def outcome(experiment: Experiment, authors: Authors, results: Path) -> tuple[st
 
 @exit_codes
 def main() -> None:
-    """Rebuild all of it."""
+    """Rebuild all tables and pictures."""
     parser = argparse.ArgumentParser(
         prog="python -m diva.evaluation.paper", description=(__doc__ or "").splitlines()[0]
     )

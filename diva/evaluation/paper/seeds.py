@@ -1,4 +1,4 @@
-"""Systems that were trained several times: means over seeds, and how sure they are."""
+"""Systems that were trained several times: means over seeds, and their intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import numpy as np
 from diva.errors import UserError
 from diva.evaluation.intervals import LEVEL, RESAMPLES, Difference, Interval
 
-# Draws that are in memory together.
+# Bootstrap draws that are in memory at a time.
 _AT_ONCE = 50
 
 
@@ -19,8 +19,8 @@ class Runs:
 
     label: str
     seeds: tuple[int, ...]  # empty for a system that has none, such as the text LLM
-    scores: np.ndarray  # [S, n], one row where there are no seeds; NaN where an answer failed
-    training: Sequence[Mapping[str, Any]] = ()  # the summary.json of those seeds that have one
+    scores: np.ndarray  # [S, n]; one row if there are no seeds; NaN for a failed answer
+    training: Sequence[Mapping[str, Any]] = ()  # the summary.json of each seed that has one
 
     @property
     def mean(self) -> float:
@@ -35,13 +35,15 @@ class Runs:
         return interval(self.scores.shape, lambda *drawn: mean_of_seeds(_taken(self.scores, *drawn)))
 
     def among(self, chosen: np.ndarray) -> "Runs":
-        """On these samples only, bool [n]."""
+        """The runs on the chosen samples only, bool [n]."""
         return Runs(self.label, self.seeds, self.scores[:, chosen], self.training)
 
 
 def mean_of_seeds(scores: np.ndarray) -> np.ndarray:
-    """[..., S, n] -> [...]: the mean over seeds of each seed's mean without its failed answers; NaN where a seed has
-    no other."""
+    """[..., S, n] -> [...]: the mean over seeds of each seed's mean score.
+
+    Failed answers are excluded. NaN if all answers of a seed have failed.
+    """
     with np.errstate(invalid="ignore"):
         each = np.nansum(scores, axis=-1) / (~np.isnan(scores)).sum(axis=-1)
     return each.mean(axis=-1)
@@ -50,11 +52,11 @@ def mean_of_seeds(scores: np.ndarray) -> np.ndarray:
 def interval(
     shape: tuple[int, ...], value: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> Interval | None:
-    """95% percentile bootstrap that draws seeds and samples; None for fewer than two samples, or none answered.
+    """95% percentile bootstrap over seeds and samples; None if there are fewer than two samples, or none is answered.
 
-    `value` is given places in a table of `shape` [S, n], seeds [R, S] and samples [R, n] of R draws, and gives [R].
-    Every seed answers the same samples, so a draw of samples is the same for all. Three seeds say little of what a
-    fourth would do: the interval is rather too narrow than too wide.
+    `value` gets R draws as indices into a table of `shape` [S, n]: seeds [R, S] and samples [R, n]. It returns [R].
+    Every seed answers the same samples, so one draw of samples is used for all seeds. With as few as three seeds the
+    interval is probably too narrow.
     """
     seeds, samples = shape
     if samples < 2:
@@ -65,7 +67,7 @@ def interval(
         for _ in range(RESAMPLES // _AT_ONCE)
     ]
     found = np.concatenate(drawn)
-    found = found[~np.isnan(found)]  # a draw of nothing but failed answers says nothing
+    found = found[~np.isnan(found)]  # draws with failed answers only have no value
     if not len(found):
         return None
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -78,9 +80,9 @@ def _taken(scores: np.ndarray, seeds: np.ndarray, samples: np.ndarray) -> np.nda
 
 
 def difference(ours: Runs, theirs: Runs) -> Difference:
-    """`ours` minus `theirs` on the same samples: seed k against seed k, or each seed against what has none.
+    """`ours` minus `theirs` on the same samples, seed k with seed k. A system without seeds is compared with each seed.
 
-    A sample that one of the two has failed on counts for neither. Raises UserError where they have no seed in common.
+    A sample on which one of the two has failed is excluded. Raises UserError if they have no seed in common.
     """
     if theirs.seeds:
         common = [seed for seed in ours.seeds if seed in theirs.seeds]

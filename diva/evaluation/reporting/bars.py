@@ -1,4 +1,4 @@
-"""Groups of bars with intervals, drawn to the same bytes every time."""
+"""Bar plots with intervals; the same data give the same bytes."""
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ _NARROW, _WIDE = 0.075, 0.3  # a bar
 _LETTER, _BOLD = 0.066, 0.088
 _AROUND = 0.6  # a panel's own axis and margins
 _KEY = 0.5  # a colour in the legend, and the space around it
-# Lines of text at most.
+# Maximum lines of text.
 _LABEL_LINES, _TITLE_LINES = 3, 2
 
 
@@ -27,8 +27,8 @@ class Bar:
     system: str  # as the legend names it
     value: float
     interval: Interval | None  # 95%
-    reference: bool = False  # no system under test: a ceiling, a cascade, a rule
-    points: tuple[float, ...] = ()  # what the value is the mean of, such as seeds
+    reference: bool = False  # not a system under test: a ceiling, a cascade, a rule
+    points: tuple[float, ...] = ()  # the values whose mean it is, such as one for each seed
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Panel:
 
     @property
     def systems(self) -> list[str]:
-        """Those of all groups. A system has the same place in every group, also where its bar is missing."""
+        """The systems of all groups. A system has the same place in every group, even if its bar is missing there."""
         return _systems(self.groups)
 
 
@@ -83,7 +83,7 @@ def picture(panels: Sequence[Panel]) -> Figure:
 
 
 def _blocks(panels: Sequence[Panel]) -> list[list[Panel]]:
-    """Neighbours of which one shows no system that the other lacks: they share a legend."""
+    """Groups of successive panels that share a legend: of two, one has no system that the other lacks."""
     blocks: list[list[Panel]] = []
     for panel in panels:
         known = {system for of in blocks[-1] for system in of.systems} if blocks else set()
@@ -103,7 +103,7 @@ def _colours(block: Sequence[Panel]) -> dict[str, str]:
 
 
 def _rows(block: Sequence[Panel]) -> list[list[Panel]]:
-    """Panels side by side: as few rows as there is room for, and these about equally full."""
+    """Panels side by side, in as few rows as possible, each with about the same width."""
     panels = [part for panel in block for part in _parts(panel)]
     rows = _packed(panels, style.WIDTH)
     rooms = (tenths / 10 for tenths in range(1, int(10 * style.WIDTH)))
@@ -120,21 +120,21 @@ def _packed(panels: Sequence[Panel], room: float) -> list[list[Panel]]:
 
 
 def _parts(panel: Panel) -> list[Panel]:
-    """The panel; as several of them where its groups need more than a row."""
+    """The panel, split into several if its groups need more than one row."""
     fit = max(1, int((style.WIDTH - _AROUND) / _per_group(panel, _NARROW)))
     starts = range(0, len(panel.groups), fit)
     return [Panel(panel.title, panel.groups[start : start + fit]) for start in starts]
 
 
 def _per_group(panel: Panel, bar: float) -> float:
-    """Inches of a group with bars of this width, in which its label has room, too."""
+    """Inches of a group with bars of this width; its label has to fit, too."""
     labels = [group.label for group in panel.groups]
     letters = max(_letters(label, _LABEL_LINES) for label in labels)
     return max(bar * (len(panel.systems) + 1), _LETTER * letters)
 
 
 def _letters(text: str, lines: int) -> int:
-    """How wide a text is that has so many lines, and whose words stay whole."""
+    """Width in letters of a text that is wrapped between words into so many lines."""
     return max(-(-len(text) // lines), *map(len, text.split()), 1)
 
 
@@ -144,7 +144,7 @@ def _narrowest(panel: Panel) -> float:
 
 
 def _widths(row: Sequence[Panel]) -> list[float]:
-    """Inches of each panel. A row of few bars does not fill the picture."""
+    """Inches of each panel. A row with few bars is narrower than the picture."""
     narrowest = [_narrowest(panel) for panel in row]
     most = [_AROUND + len(panel.groups) * _per_group(panel, _WIDE) for panel in row]
     share = style.WIDTH / sum(narrowest)
@@ -162,7 +162,7 @@ class _Legend:
 
     @property
     def columns(self) -> int:
-        """As many as fit into the picture."""
+        """The number of columns that fit into the picture."""
         names = list(self.colours)
         for columns in range(len(names), 1, -1):
             widths = [_KEY + _LETTER * max(map(len, names[first::columns])) for first in range(columns)]
@@ -194,7 +194,7 @@ class _Row:
 
     @property
     def room(self) -> float:
-        """Inches behind the panels."""
+        """Inches to the right of the panels."""
         return max(style.WIDTH - sum(self.widths), 0.0)
 
     def draw(self, cell: SubFigure) -> None:

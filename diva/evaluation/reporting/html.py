@@ -1,6 +1,6 @@
-"""One HTML page of an evaluation, for people who would rather look and listen: `report=html`.
+"""An HTML page of an evaluation, with plots and clips to listen to: `report=html`.
 
-Nothing in it is fetched: pictures and clips are inside, and its policy forbids the browser to load anything else.
+Pictures and clips are part of the file. Its content security policy forbids the browser to load anything else.
 """
 
 import base64
@@ -25,17 +25,17 @@ from diva.plots.style import named
 
 REPORT = "report.html"
 SAMPLES_SHOWN = 24
-# Of a clip; the page of a benchmark with long recordings stays a few megabytes.
+# Maximum length of a clip, so that the page has a few megabytes even for long recordings.
 SECONDS_HEARD = 60.0
 
 
 @dataclass(frozen=True)
 class Said:
-    """What one system said to one sample."""
+    """One system's answer to one sample."""
 
     system: str
-    text: str  # or why it failed
-    verdict: str  # right, wrong, failed, or the score of a metric that knows more than two
+    text: str  # the answer, or why it failed
+    verdict: str  # right, wrong, failed, or the score of a metric with other values than 0 and 1
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Shown:
 
 
 def write_report(folder: Path, results: Sequence[Result], task: Task, has_audio: bool) -> Path:
-    """Write FOLDER/report.html over results of one task, the system's first. Raises UserError as the task does."""
+    """Write FOLDER/report.html from results of one task, the system's first. Raises UserError as the task does."""
     file = folder / REPORT
     listen = _clips(task) if has_audio else {}
     file.write_text(page(results, task, listen), encoding="utf-8")
@@ -60,7 +60,7 @@ def write_report(folder: Path, results: Sequence[Result], task: Task, has_audio:
 
 
 def _clips(task: Task) -> dict[str, Callable[[], np.ndarray]]:
-    """By sample id, what opens its clip."""
+    """Sample id -> a function that opens its clip."""
     manifest = task.open()
     return {s.id: lambda row=s.row: manifest.waveform(row) for s in task.samples(manifest)}  # type: ignore[misc]
 
@@ -86,13 +86,13 @@ def page(results: Sequence[Result], task: Task, listen: Mapping[str, Callable[[]
 
 
 def _spread(ids: Sequence[str], count: int) -> list[str]:
-    """At most `count` of them, evenly over all: nobody has picked the good ones."""
+    """At most `count` ids, evenly spaced, so that the choice does not depend on the answers."""
     places = np.linspace(0, len(ids) - 1, min(count, len(ids))).round().astype(int)
     return [ids[place] for place in places]
 
 
 def _verdicts(results: Sequence[Result], metrics: Sequence[Metric]) -> tuple[str, list[dict[str, str]]]:
-    """The first metric that scores each answer of every system by itself, and what it says of each, by system."""
+    """The first metric that scores each answer of every system, and its verdict on each answer, by system."""
     every = [list(result.answers.values()) for result in results]
     for metric in metrics:
         try:

@@ -1,8 +1,8 @@
 """Tables from results: `python -m diva.evaluation.tables FOLDER ... [--into FILE]`.
 
-Every FOLDER is searched for results.json. One markdown table a task, with a row for the ceiling and for the cascade
-even where they have not been run, and what each system has less than the ceiling and more than the cascade, on the same
-samples. All rows of a table are by one metric.
+Every FOLDER is searched for results.json. There is one markdown table for each task. It has rows for the ceiling and
+the cascade even if they have not been run. It gives the difference of each system from the ceiling and from the
+cascade, on the same samples. All rows of a table have the same metric.
 """
 
 import argparse
@@ -26,7 +26,7 @@ ROWS = {"ceiling": "text LLM, true transcript (ceiling)", "cascade": "Whisper, t
 
 @dataclass(frozen=True)
 class Result:
-    """One results.json with the answers beside it."""
+    """One results.json with its answers."""
 
     values: dict[str, Any]
     answers: dict[str, Answer]
@@ -45,12 +45,12 @@ class Result:
         return make(self.values["config"]["task"]["metrics"], _convert_="all")
 
     def figure(self, metric: str) -> Mapping[str, Any] | None:
-        """Its figure of a metric; None where it has none."""
+        """Its record of a metric; None if it has none."""
         found = (f for f in self.values["figures"] if f["metric"] == metric and f["value"] is not None)
         return next(found, None)
 
     def groups(self, metric: str) -> Mapping[str, Mapping[str, Any]]:
-        """The same of each group of its samples; where that is not the headline, from the answers."""
+        """The record of a metric for each group of samples; computed from the answers if it is not the main metric."""
         if metric == self.values["metric"] or not self.values["groups"]:
             return self.values["groups"]
         return by_group(list(self.answers.values()), [m for m in self.metrics if m.name == metric])
@@ -62,7 +62,7 @@ class Result:
 
 
 def gap(system: Result, other: Result, metric: str) -> Difference | None:
-    """The system's metric minus the other's, on the samples that both have answered; None where there are none."""
+    """The system's metric minus the other's, on the samples that both have answered; None if there are none."""
     if system.figure(metric) is None or other.figure(metric) is None:
         return None
     ids = [i for i in system.answers if i in other.answers]
@@ -71,7 +71,7 @@ def gap(system: Result, other: Result, metric: str) -> Difference | None:
 
 
 def check_comparable(results: Sequence[Result]) -> None:
-    """Raises UserError where results are not of the same task and data."""
+    """Raises UserError if results are not of the same task and data."""
     first = results[0].values
     for result in results[1:]:
         for part in ("task_hash", "data_hash"):
@@ -84,9 +84,10 @@ def check_comparable(results: Sequence[Result]) -> None:
 
 
 def common_metric(results: Sequence[Result]) -> str:
-    """The first metric of the task that every result has which has any: one column never holds two.
+    """The first metric of the task that all results have, so that a column has one metric only. Results without any
+    metric do not count.
 
-    Raises UserError where they have none in common.
+    Raises UserError if they have none in common.
     """
     known = [result for result in results if any(f["value"] is not None for f in result.values["figures"])]
     if not known:
@@ -113,7 +114,7 @@ class Table:
 
 
 def table(results: Sequence[Result]) -> str:
-    """The results of one task as markdown. Raises UserError where they cannot share a table."""
+    """The results of one task as markdown. Raises UserError if they cannot be in one table."""
     lines = systems_table(results).markdown()
     groups = groups_table(results)
     if groups is not None:
@@ -122,7 +123,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def systems_table(results: Sequence[Result]) -> Table:
-    """A row a system, the ceiling first, the cascade last, all by one metric.
+    """One row for each system, all with one metric; the ceiling first, the cascade last.
 
     Raises UserError as `check_comparable` and `common_metric` do.
     """
@@ -134,7 +135,7 @@ def systems_table(results: Sequence[Result]) -> Table:
     for role in ("ceiling", "system", "cascade"):
         of_role = sorted((r for r in results if r.values["role"] == role), key=lambda r: r.values["system"])
         for result in of_role:
-            # With several LLMs, whose ceiling or cascade a row is has to be said.
+            # With several LLMs, the row has to say whose ceiling or cascade it is.
             whose = f", {_namesake(result)}" if role in ROWS and len(of_role) > 1 else ""
             rows.append([result.label + whose, *_cells(result, metric, beside)])
         if not of_role and role in ROWS and _has_clips(results[0]):
@@ -143,19 +144,19 @@ def systems_table(results: Sequence[Result]) -> Table:
 
 
 def _has_clips(result: Result) -> bool:
-    """Whether the task asks anybody anything: votes have neither ceiling nor cascade."""
+    """Whether the task has clips. A task of votes has none, and so no ceiling and no cascade."""
     return result.values["config"]["task"].get("corpus", "") is not None
 
 
 def _namesake(result: Result) -> str:
-    """The system beside which it answered: "teacher of NAME" and "cascade of NAME" did so beside NAME."""
+    """The system whose baseline it is: NAME for "teacher of NAME" and "cascade of NAME"."""
     return str(result.values["system"]).removeprefix("teacher of ").removeprefix("cascade of ")
 
 
 def _beside(result: Result, others: Sequence[Result]) -> Result | None:
-    """Of several ceilings or cascades the one with the result's own LLM; the only one for what names no LLM.
+    """Of several ceilings or cascades, the one with the result's own LLM. For a result without an LLM, the only one.
 
-    A name tells only among those with the same LLM: other prompts and dtypes make another reader.
+    Names are compared only between those with the same LLM, prompt and dtype.
     """
     reader = result.values.get("reader")
     if reader is None:
@@ -184,12 +185,12 @@ def _cells(result: Result, metric: str, beside: Mapping[str, Sequence[Result]]) 
 
 
 def brackets(interval: Sequence[float] | None) -> str:
-    """The interval after a space, or nothing."""
+    """A space and the interval, or an empty text."""
     return "" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 def groups_table(results: Sequence[Result]) -> Table | None:
-    """Each group of samples by itself, by the metric of `systems_table`; None where there are no groups."""
+    """Each group of samples separately, with the metric of `systems_table`; None if there are no groups."""
     metric = common_metric(results)
     every = [(result.label, result.groups(metric)) for result in results]
     groups = sorted({group for _, of in every for group in of})
@@ -202,7 +203,7 @@ def groups_table(results: Sequence[Result]) -> Table | None:
 
 
 def notes(results: Sequence[Result]) -> list[str]:
-    """What a figure rests on where that is not plain."""
+    """Notes of the metrics, missing metrics and skipped clips."""
     metric = common_metric(results)
     found = {f"{f['metric']}: {f['note']}" for r in results for f in r.values["figures"] if f["note"]}
     better = [r for r in results if r.values["metric"] != metric and r.figure(metric)]
@@ -218,7 +219,7 @@ def _name(result: Result) -> str:
 
 
 def left_out(result: Result) -> str:
-    """The clips that the corpus could give nobody, as "2 clips (2 missing file)"; empty where there are none."""
+    """The clips that the corpus skipped, as "2 clips (2 missing file)"; empty if there are none."""
     reasons: dict[str, int] = result.values.get("skipped") or {}
     total = sum(reasons.values())
     each = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
@@ -226,9 +227,9 @@ def left_out(result: Result) -> str:
 
 
 def tables(folders: Sequence[Path]) -> str:
-    """Markdown tables of all results below the folders, one a task or a study of votes.
+    """Markdown tables of all results below the folders, one for each task or study of votes.
 
-    Raises UserError where there are none.
+    Raises UserError if there are none.
     """
     found = sorted({file.parent for folder in folders for file in folder.rglob(RESULTS)})
     if not found:
@@ -236,7 +237,7 @@ def tables(folders: Sequence[Path]) -> str:
     results = [Result.read(folder) for folder in found]
     apart: dict[tuple[str, str], list[Result]] = {}
     for result in results:
-        # Other votes are another study.
+        # Each set of votes is a study of its own.
         study = "" if _has_clips(result) else str(result.values["system"])
         apart.setdefault((result.values["task"], study), []).append(result)
     return "\n".join(table(apart[key]) for key in sorted(apart))

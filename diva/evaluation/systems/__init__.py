@@ -1,1 +1,1 @@
-"""Who answers."""
+"""The systems that answer."""

@@ -1,7 +1,7 @@
-"""Who answers: a DiVA, its LLM reading the true transcript (the ceiling), Whisper and that LLM (the rival).
+"""Systems on this machine: a DiVA, its LLM with the true transcript (ceiling), Whisper and then that LLM (cascade).
 
-A system is built once and asked for batches. `reader` is its LLM without ears: the ceiling and the cascade of a
-DiVA share its weights.
+A system is built once and answers batches. `reader` is its LLM for text. The ceiling and the cascade of a DiVA share
+the weights of its LLM.
 """
 
 import json
@@ -35,13 +35,16 @@ from diva.models.prompts import Message, chat_pieces, encode, released_user_turn
 
 Labels = Sequence[str] | None
 Identity = dict[str, str | None]
-# Who can answer beside a system, with its LLM.
+# The baselines that can use a system's LLM.
 BESIDE = ("teacher", "cascade")
 
 
 class System(Protocol):
-    """Answers clips. `hears` says whether it needs their waveforms, `batches` whether it answers several in one go,
-    `identity` what it is made of."""
+    """Answers clips.
+
+    hears: whether it needs their waveforms. batches: whether it answers several at a time. identity: its models and
+    settings.
+    """
 
     @property
     def hears(self) -> bool: ...
@@ -55,9 +58,9 @@ class System(Protocol):
     def answer(
         self, samples: Sequence[Sample], instruction: Instruction, max_new_tokens: int, labels: Labels = None
     ) -> list[str]:
-        """One answer a sample, greedy; one of `labels` where there are any.
+        """One greedy answer for each sample; one of `labels` if they are given.
 
-        Raises UserError for what the user can mend; anything else is a failure of these samples.
+        Raises UserError for what the user can mend. Any other exception is a failure of these samples.
         """
         ...
 
@@ -73,7 +76,7 @@ class Reader(Protocol):
 
     @property
     def whisper(self) -> str | None:
-        """The speech recogniser that goes with it."""
+        """The speech recogniser for its cascade."""
         ...
 
     def read(
@@ -82,7 +85,7 @@ class Reader(Protocol):
 
 
 def chat(instruction: Instruction, part: Mapping[str, Any]) -> list[Message]:
-    """A user's turn with one part, the system message before it, the question behind it on a line of its own."""
+    """A chat: the system message, then a user's turn with one part and the question on a line of its own."""
     content = [dict(part)]
     if instruction.question is not None:
         content.append({"type": "text", "text": f"\n{instruction.question}"})
@@ -98,7 +101,7 @@ def greedy(
     max_new_tokens: int,
     labels: Labels,
 ) -> list[str]:
-    """What `model` says to a batch of inputs padded on the left; with labels, the likeliest first token's."""
+    """Answers to a batch of inputs padded on the left. With labels, the label whose first token is the likeliest."""
     length = inputs["input_ids"].shape[1]
     if labels is None:
         ids = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)[:, length:]
@@ -110,7 +113,7 @@ def greedy(
 
 
 class TextLLM:
-    """A text LLM that reads transcripts, in the prompt under which it teaches a DiVA."""
+    """A text LLM that reads transcripts, with the prompt of a DiVA's teacher."""
 
     batches = True
 
@@ -172,7 +175,7 @@ class TextLLM:
         self, texts: Sequence[str], instruction: Instruction, max_new_tokens: int, labels: Labels = None
     ) -> list[str]:
         before, after = self._around(instruction.to_diva())
-        # By itself, as in training: nothing that is read can merge with the template's tokens.
+        # Tokenized separately, as in training, so that the text cannot merge with the template's tokens.
         rows = [[*before, *encode(self.tokenizer, text), *after] for text in texts]
         ids, mask = pad_left(rows, pad_token_id=0)
         device = self.llm.device
@@ -180,7 +183,7 @@ class TextLLM:
         return greedy(self.llm, self.tokenizer, inputs, max_new_tokens, labels)
 
     def _around(self, instruction: Instruction) -> tuple[list[int], list[int]]:
-        """Token ids before and after what is read."""
+        """Token ids of the prompt before and after the text."""
         system = instruction.system or self.system_prompt
         if self.prompt_layout == "released" and instruction.question is None:
             prompt = released_user_turn(self.tokenizer, system, template_kwargs=self.template_kwargs)
@@ -191,7 +194,7 @@ class TextLLM:
 
 
 def _prompting(config: DivaConfig) -> dict[str, Any]:
-    """How the LLM of a DiVA is asked, and the Whisper that goes with it."""
+    """The prompt settings of a DiVA's LLM, and its Whisper."""
     llm = config.llm
     return {
         "system_prompt": llm.system_prompt,
@@ -202,7 +205,7 @@ def _prompting(config: DivaConfig) -> dict[str, Any]:
 
 
 def _digest(files: Sequence[Path]) -> str:
-    """Of what is in the files, one behind the other."""
+    """A digest of the files' contents."""
     whole = sha256()
     for path in files:
         with open(path, "rb") as file:
@@ -247,7 +250,7 @@ class Diva:
 
 @dataclass
 class Teacher:
-    """The ceiling: the LLM reads what was said."""
+    """The ceiling: the LLM reads the true transcript."""
 
     reader: Reader
     hears = False
@@ -270,7 +273,7 @@ class Teacher:
 
 
 class Cascade:
-    """The rival: Whisper writes down what it hears, the LLM reads it."""
+    """The cascade: Whisper writes a transcript, and the LLM reads it."""
 
     hears = True
 
@@ -297,7 +300,7 @@ class Cascade:
 
     @torch.no_grad()
     def transcribe(self, samples: Sequence[Sample]) -> list[str]:
-        """What Whisper hears in each clip, window by window of up to 30 s, greedy."""
+        """Whisper's greedy transcript of each clip, in windows of up to 30 s."""
         parts = [windows(sample.waveform) for sample in samples if sample.waveform is not None]
         flat = [window for clip in parts for window in clip]
         inputs = self.features(
@@ -330,7 +333,7 @@ def cascade(
 
 
 def beside(system: System, name: str, whisper: str | None) -> System:
-    """The ceiling ("teacher") or the rival ("cascade") with the LLM of a system that is loaded."""
+    """The baseline "teacher" (the ceiling) or "cascade", with the LLM of a loaded system."""
     assert name in BESIDE
     reader = getattr(system, "reader", None)
     if reader is None:

@@ -21,7 +21,7 @@ from diva.models.pretrained import resolve
 
 
 class _OneByOne(ABC):
-    """A model that hears and reads, one part of a user's turn at a time."""
+    """An audio LLM that answers one sample at a time."""
 
     hears = True
     batches = False
@@ -57,7 +57,7 @@ class _OneByOne(ABC):
 class TransformersAudio(_OneByOne):
     """An audio LLM of transformers' own, by its Auto classes and the chat template of its processor.
 
-    One clip at a time: models differ in how they pad, and in some a batch changes the answers.
+    It answers one clip at a time, because in some models the padding of a batch changes the answers.
     """
 
     def __init__(self, model: str, dtype: str | None = None, trust_remote_code: bool = False):
@@ -71,7 +71,7 @@ class TransformersAudio(_OneByOne):
                 dtype=dtype or ("auto" if cuda else "float32"),
                 device_map="cuda" if cuda else None,
             ).eval()
-        except ValueError as error:  # transformers' own words name what the model is, and what would do
+        except ValueError as error:  # transformers' message names the model's class and the supported ones
             raise UserError(f"{model} is no audio LLM that transformers can load: {error}") from error
         self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
         self.identity = {"model": model, "dtype": str(self.model.dtype)}
@@ -83,7 +83,7 @@ class TransformersAudio(_OneByOne):
             raise UserError(f"{model} listens at {listens} Hz; the clips of a task have {SAMPLE_RATE} Hz")
 
     def _spoken(self, sample: Sample) -> dict[str, Any]:
-        if self._is_voxtral:  # its template takes a file, or the bytes of one
+        if self._is_voxtral:  # its template takes a file or a file's bytes
             return {"type": "audio", "base64": _wav(sample)["data"]}
         return {"type": "audio", "audio": sample.waveform}
 
@@ -102,8 +102,11 @@ class TransformersAudio(_OneByOne):
 
 
 class OpenAIEndpoint(_OneByOne):
-    """A server of OpenAI's chat completions that takes `input_audio`. Its answers are not restricted to labels: the
-    label that an answer is or begins with counts, and an answer without one has failed."""
+    """A server of OpenAI's chat completions that accepts `input_audio`.
+
+    Its answers cannot be restricted to labels. An answer counts as the label that it is or begins with. An answer
+    without a label has failed.
+    """
 
     def __init__(self, model: str, base_url: str, key_variable: str, timeout_seconds: float):
         try:
@@ -113,7 +116,7 @@ class OpenAIEndpoint(_OneByOne):
         key = os.environ.get(key_variable)
         if not key and "api.openai.com" in base_url:
             raise UserError(f"system=openai needs a key: set {key_variable}")
-        # A server of one's own asks for no key, the client for any.
+        # A private server may need no key, but the client requires one.
         self.client = OpenAI(base_url=base_url, api_key=key or "none", timeout=timeout_seconds)
         self.model = model
         self.identity = {"model": model, "base_url": base_url}

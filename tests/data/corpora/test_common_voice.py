@@ -15,7 +15,7 @@ from diva.errors import AudioFault, UserError
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def test_every_row_is_kept_or_skipped_with_its_reason(tmp_path: Path):
+def test_every_row_is_read_or_skipped_with_its_reason(tmp_path: Path):
     folder = tmp_path / "en"
     clips = folder / "clips"
     sound = [

@@ -22,7 +22,7 @@ def clip(path: Path, seconds: float = 0.5) -> Path:
     return path
 
 
-def test_every_line_is_kept_or_skipped_with_its_number(tmp_path: Path):
+def test_every_line_is_read_or_skipped_with_its_number(tmp_path: Path):
     clip(tmp_path / "corpus" / "a.mp3")
     clip(tmp_path / "corpus" / "sub" / "b.flac")
     elsewhere = clip(tmp_path / "elsewhere" / "c.wav")

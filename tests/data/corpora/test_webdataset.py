@@ -84,7 +84,7 @@ def test_audio_of_every_kind_with_text_of_either_kind(tmp_path: Path):
     np.testing.assert_allclose(lossless, np.random.default_rng(2).uniform(-0.3, 0.3, 16_000), atol=1e-4)
 
 
-def test_every_sample_is_kept_or_skipped_with_its_reason(tmp_path: Path):
+def test_every_sample_is_read_or_skipped_with_its_reason(tmp_path: Path):
     json_texts = {
         "no-object": "[1]",
         "no-json": "{",

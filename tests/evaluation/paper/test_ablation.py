@@ -103,7 +103,7 @@ def test_a_sample_that_one_side_failed_on_counts_for_neither():
 # ---- the table
 
 
-def test_every_figure_of_a_system_is_in_its_row(tmp_path):
+def test_all_results_of_a_system_are_in_its_row(tmp_path):
     replication(tmp_path, {"both": 0.8, "one": 0.5, "mlp": 0.1})
     right = {seed: chance(0.5, seed) for seed in (1, 2)}
     (row,) = [line for line in text(tmp_path).splitlines() if line.startswith("| one | 1, 2")]
@@ -229,7 +229,7 @@ def test_results_that_cannot_be_compared_are_refused(tmp_path, changes, problem)
         text(tmp_path)
 
 
-def test_a_figure_that_the_authors_have_not_is_named(tmp_path):
+def test_a_metric_that_the_authors_do_not_have_is_named(tmp_path):
     replication(tmp_path, {"both": 0.8})
     with pytest.raises(UserError, match=r"authors\.json has no figure of A for meld/pedants"):
         text(tmp_path, replace(ABLATION, order_by=("meld", "pedants")))

@@ -1,4 +1,4 @@
-"""The paper's figures beside ours: what is committed is current, and what is shown is what was measured."""
+"""The paper's figures: committed tables are current, and tables show the measured results."""
 
 import json
 import shutil
@@ -112,7 +112,7 @@ def test_the_authors_figures_are_those_of_the_source(authors):
     assert diva["mustard", "accuracy"].value == 363 / 690
 
 
-def test_unsound_figures_are_left_out(authors):
+def test_unsound_results_are_excluded(authors):
     assert "DiVA_twin" not in authors.labels
     for system, task in (("DiVA_noinit", "covost2"), ("DiVA_do", "covost2_"), ("qwen2", "covost2_ta")):
         assert not [key for key in authors.figures[system] if key[0].startswith(task)]
@@ -128,12 +128,12 @@ def test_means_are_over_every_part_or_not_at_all(authors):
     assert bleu.of(authors.figures["DiVA"]).value == pytest.approx(12.480010, abs=1e-5)
     assert bleu.of(authors.figures["salmonn"]).errors == 56
     assert bleu.of(authors.figures["qwen2"]) is None
-    # A figure of the whole goes before the mean of its parts.
+    # A result of the whole task is used before the mean of its parts.
     parts = {("a", "m"): Cell(1.0), ("b", "m"): Cell(0.0), ("all", "m"): Cell(0.9)}
     assert Column("x", "all", "m", ["a", "b"]).of(parts) == Cell(0.9)
 
 
-def test_two_figures_of_one_thing_are_refused(tmp_path):
+def test_two_values_for_one_system_task_and_metric_are_refused(tmp_path):
     record = {"task": "t", "metric": "m", "system": "A", "value": 0.5}
     source = {"repository": "r", "commit": "c", "how": "h"}
     file = tmp_path / "authors.json"
@@ -198,7 +198,7 @@ def test_a_panel_has_one_metric_and_a_group_a_column():
     ]
 
 
-def test_clips_that_nobody_was_asked_about_are_said(tmp_path):
+def test_skipped_clips_are_in_the_table(tmp_path):
     write_result(tmp_path, [True, True, None], task="t", system="mini", skipped={"missing file": 2})
     row = table(COLUMNS, our_rows([Result.read(tmp_path)]))[-1]
     assert row == "| mini | ours | 1.000 [0.342, 1.000], 1 failed, 2 left out |  |"

@@ -1,4 +1,4 @@
-"""The HTML page: whole in one file, in a real browser, whatever the models say."""
+"""The HTML page: complete in one file, in a real browser, with any text of the models."""
 
 import shlex
 from collections.abc import Iterator
@@ -92,7 +92,7 @@ def test_what_models_say_is_text(opened):
 
 
 @pytest.mark.integration
-def test_right_wrong_and_failed_are_told_apart(opened):
+def test_right_wrong_and_failed_answers_have_different_verdicts(opened):
     assert opened.locator("article").count() == SAMPLES_SHOWN
     first, second = opened.locator("#sample-1 tr"), opened.locator("#sample-2 tr")
     assert [first.nth(i).locator("td").last.text_content() for i in (0, 1)] == ["wrong", "wrong"]

@@ -1,4 +1,4 @@
-"""Tables of results: one metric a column, every difference on the same samples, and what is left out is said."""
+"""Tables of results: one metric in a column, differences on the same samples, skipped clips are listed."""
 
 import json
 import subprocess
@@ -97,7 +97,7 @@ def scored_answers(scores: list[float] | None, groups: bool = False) -> list[Ans
     ]  # fmt: skip
 
 
-def test_figures_of_different_metrics_never_share_a_column(tmp_path):
+def test_different_metrics_never_share_a_column(tmp_path):
     """The system has PEDANTS scores and its ceiling has none: all rows are by what both have."""
     of = scored_answers([0.25] * 8, groups=True)
     write_result(tmp_path / "diva", [], of=of, metrics=QA)
@@ -135,10 +135,10 @@ def test_a_system_that_failed_throughout_has_an_empty_row(tmp_path):
     assert found["diva"][:4] == ["1.000", "[0.510, 1.000]", "4", "0"]
 
 
-# ---- what it says besides
+# ---- notes below the tables
 
 
-def test_clips_that_the_corpus_left_out_are_named(tmp_path):
+def test_clips_that_the_corpus_skipped_are_named(tmp_path):
     write_result(tmp_path, [True, False], skipped={"missing file": 12, "empty text": 1})
     said = "Left out by the corpus, asked of nobody: 13 clips (12 missing file, 1 empty text)."
     assert said in tables([tmp_path])

@@ -127,7 +127,7 @@ def test_the_cascade_reads_what_whisper_writes(diva, tiny_llm):
         Cascade(TextLLM.load(None, str(tiny_llm)))
 
 
-def test_the_cascade_hears_all_of_a_long_clip(diva):
+def test_the_cascade_transcribes_all_of_a_long_clip(diva):
     class Speller:
         """Writes a word for each window."""
 
@@ -208,7 +208,7 @@ def test_a_text_model_is_no_audio_llm(tiny_llm):
 
 @pytest.fixture
 def server():
-    """A server of OpenAI's protocol that keeps what it is asked."""
+    """A server of OpenAI's protocol that records its requests."""
     asked: list[dict] = []
 
     class Handler(BaseHTTPRequestHandler):
