@@ -71,7 +71,7 @@ def measure(
 
     def answer(tokens: int) -> float:
         started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=model.llm.dtype == torch.bfloat16):
             model.generate(
                 input_ids=row, do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, **given
             )
