@@ -51,6 +51,12 @@ class SpokenGenerationMixin(GenerationMixin):
             kwargs["past_key_values"] = self._prefix(len(ids))
         return super().generate(ids, inputs_embeds=embeddings, **kwargs)
 
+    @property
+    def end_tokens(self) -> set[int]:
+        """The tokens that end an answer; none, if the generation config names none."""
+        ids = self.generation_config.eos_token_id
+        return set(ids) if isinstance(ids, list) else {ids} - {None}
+
     def _heard(self, input_ids: Tensor, audio: Tensor, audio_samples: Tensor) -> tuple[Tensor, Tensor]:
         """Ids [B, L] with placeholders and their clips -> ids [B, L] and embeddings [B, L, D] for transformers.
 
@@ -155,7 +161,6 @@ class SpokenGenerationMixin(GenerationMixin):
             ids = torch.cat([known, ids], dim=1)
             embeddings = torch.cat([self.embed(known), embeddings], dim=1)
         inputs, start = {"inputs_embeds": embeddings}, ids.shape[1]
-        ends = self.generation_config.eos_token_id
         for _ in range(max_new_tokens):
             outputs = super().generate(
                 ids,
@@ -169,7 +174,7 @@ class SpokenGenerationMixin(GenerationMixin):
             )
             ids, inputs = outputs.sequences, {}
             yield self.processor.decode(ids[0, start:], skip_special_tokens=True), outputs
-            if int(ids[0, -1]) in (ends if isinstance(ends, list) else [ends]):
+            if int(ids[0, -1]) in self.end_tokens:
                 return
 
     def stream(self, batch: Any, **kwargs: Any) -> Iterator[str]:

@@ -41,8 +41,7 @@ class Batcher:
         self._model = model
         self._limits = limits
         self._on_step = on_step
-        end = model.generation_config.eos_token_id
-        self._end_tokens = set(end if isinstance(end, list) else [end])
+        self._end_tokens = model.end_tokens
         self._waiting: deque[tuple[float, Job]] = deque()  # with when they came
         self._changed = Condition()
         self._closed = False

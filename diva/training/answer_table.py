@@ -21,7 +21,7 @@ from diva.models.pretrained import cache_dir
 from diva.models.prompts import user_turn
 from diva.terminal import say, track
 from diva.training.answer_server import AnswerServer
-from diva.training.answers import Answer, AnswerSettings, Continuation, answer, end_ids
+from diva.training.answers import Answer, AnswerSettings, Continuation, answer
 from diva.training.transcripts import Transcripts, digest, weights_digest
 
 _GROUP = 64
@@ -66,10 +66,9 @@ class AnswerTable:
         key = digest(weights_digest(model.llm), prefix, asked, limit, *drawn)
         behind = [[*ids, *suffix] for ids, suffix in asked]
         groups = [behind[start : start + _GROUP] for start in range(0, len(behind), _GROUP)]
-        answer_group = by_llm(model, settings, limit)
-        if settings.endpoint is not None:
-            answer_group = by_server(model, settings, limit)
-        answers = make_answers(cache_dir() / "answers" / f"{key}.jsonl", groups, answer_group)
+        engine = by_llm if settings.endpoint is None else by_server
+        file = cache_dir() / "answers" / f"{key}.jsonl"
+        answers = make_answers(file, groups, engine(model, settings, limit))
         return cls(suffixes, answers, transcripts.numbers, width)
 
     def __len__(self) -> int:
@@ -143,7 +142,9 @@ def by_server(model: DivaForConditionalGeneration, settings: AnswerSettings, lim
     assert settings.endpoint is not None
     assert settings.model is not None
     prefix, tokenizer = model.prefix_ids.tolist(), model.processor.tokenizer
-    server = AnswerServer(settings.endpoint, settings.model, settings.concurrency, tokenizer, end_ids(model))
+    server = AnswerServer(
+        settings.endpoint, settings.model, settings.concurrency, tokenizer, model.end_tokens
+    )
 
     def answer_group(number: int, group: Sequence[list[int]]) -> list[Answer]:
         prompts = [[*prefix, *ids] for ids in group]

@@ -5,17 +5,13 @@ They are the teacher's answers (generated once and cached) or the student's own 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from diva.errors import UserError
 from diva.models.modeling import DivaForConditionalGeneration
-
-_GROUP = 64
-
-T = TypeVar("T")
 
 
 class Answer(NamedTuple):
@@ -120,13 +116,7 @@ def answer(
             do_sample=temperature > 0,
             **sampling,
         )
-    return [cut(ids, end_ids(model)) for ids in said[:, mask.shape[1] :].tolist()]
-
-
-def end_ids(model: DivaForConditionalGeneration) -> set[int]:
-    """The tokens that end an answer."""
-    ids = model.generation_config.eos_token_id
-    return set(ids) if isinstance(ids, list) else {ids}
+    return [cut(ids, model.end_tokens) for ids in said[:, mask.shape[1] :].tolist()]
 
 
 def cut(ids: Sequence[int], ends: set[int]) -> Answer:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from diva.errors import UserError
 from diva.files import written_whole
-from diva.training.checkpoints import ADAPTER_PREFIX
+from diva.training.checkpoints import without_prefix
 from diva.training.measures import lower_is_better, measures
 
 EXPORT, NOTE = "export_best", "best.json"
@@ -58,8 +58,7 @@ class BestExport(Callback):
     def _write(self, model: Any, adapter: dict[str, torch.Tensor], step: int) -> None:
         new = self.folder / f"{EXPORT}.new"
         shutil.rmtree(new, ignore_errors=True)
-        state = {key.removeprefix(ADAPTER_PREFIX): value for key, value in adapter.items()}
-        model.save_pretrained(new, state_dict=state)
+        model.save_pretrained(new, state_dict=without_prefix(adapter))
         shutil.rmtree(self.folder / EXPORT, ignore_errors=True)
         new.rename(self.folder / EXPORT)
         text = json.dumps({"metric": self.metric, "value": self.best, "step": step}) + "\n"

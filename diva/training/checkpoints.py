@@ -1,6 +1,7 @@
 """Checkpoints that hold the adapter only, and the check that a run can resume from one."""
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ ADAPTER_PREFIX = "model.adapter."
 def adapter_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The trainable part of a training module's state. Frozen weights are never written to disk."""
     return {key: value for key, value in state.items() if key.startswith(ADAPTER_PREFIX)}
+
+
+def without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The adapter of a module's `state_dict`, by the names that an export has."""
+    return {key.removeprefix(ADAPTER_PREFIX): value for key, value in state.items()}
 
 
 def check_adapter_keys(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 from diva.errors import AudioFault
 from diva.terminal import decorating, stderr_console
 from diva.training.callbacks import Throughput
-from diva.training.checkpoints import ADAPTER_PREFIX
+from diva.training.checkpoints import without_prefix
 from diva.training.distributed.fsdp import FSDP2Strategy
 from diva.training.model_card import write_card
 from diva.training.run_folder import RunRecord
@@ -52,8 +52,7 @@ class Results(Callback):
         data, model = trainer.datamodule, module.model  # type: ignore[attr-defined]
         summary: dict[str, Any] = {}
         if trainer.is_global_zero:
-            state = {key.removeprefix(ADAPTER_PREFIX): value for key, value in adapter.items()}
-            model.save_pretrained(self.folder / "export", state_dict=state)
+            model.save_pretrained(self.folder / "export", state_dict=without_prefix(adapter))
             summary = self.record.write_summary(final, self.throughput, data, model)
         if trainer.is_global_zero or isinstance(trainer.strategy, FSDP2Strategy):
             with decorating("sample responses"):
