@@ -27,6 +27,7 @@ from diva.training.callbacks import LastCheckpoint, RunProgress, Throughput
 from diva.training.checkpoints import StreamedCheckpointIO
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
 from diva.training.distributed.checks import check_hardware, precision_note, refusals
+from diva.training.distributed.compilation import compile_layers
 from diva.training.metrics_file import MetricsFile
 from diva.training.module import DivaTraining
 from diva.training.results import Results
@@ -76,6 +77,8 @@ def train(config: DictConfig, folder: Path) -> float | None:
             f"this run only aligns: objective.distill_from_step={config.objective.distill_from_step} is not below"
             f" max_steps={config.max_steps}"
         )
+    if config.hardware.compile:
+        compile_layers(model)
     if config.hardware.activation_checkpointing:
         checkpoint_activations(model)
     module = make_module(config, model)

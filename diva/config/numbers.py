@@ -124,6 +124,7 @@ NUMBERS = {
     "hardware.num_nodes": COUNT,
     "hardware.micro_batch_size": COUNT,
     "hardware.activation_checkpointing": SWITCH,
+    "hardware.compile": SWITCH,
     "hardware.strategy.devices": DEVICES,
     "logger.wandb.offline": SWITCH,
     "plan.device_memory_gb": POSITIVE_OR_NULL,

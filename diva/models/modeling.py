@@ -53,6 +53,8 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
     suffix_ids: Tensor
     # True if the encoder is not the one that the config names, but one trained with the adapter, from its checkpoint.
     has_own_encoder = False
+    # False: each row reads the prefix anew (diva.training.distributed.compilation).
+    reuses_prefix = True
 
     def __init__(self, config: DivaConfig, parts: Parts | None = None):
         """Build the model that `config` describes. Without `parts` its weights are random."""
@@ -158,11 +160,11 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
 
         The first `unread` [B] positions of each row are masked and do not count in the position ids.
         """
-        options = {} if unread is None else self._skip_first(unread, embeddings.shape[1])
         start = 0
         # The frozen LLM computes in the precision of its weights. Autocast would only add casts.
         with torch.autocast(embeddings.device.type, enabled=False):
             cache = self._prefix(len(embeddings))
+            options = {} if unread is None else self._skip_first(unread, embeddings.shape[1], cache is None)
             if cache is None and len(self.prefix_ids) > 0:
                 start = len(self.prefix_ids)
                 prefix = self.embed(self.prefix_ids).expand(len(embeddings), -1, -1)
@@ -172,28 +174,30 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
             )
         return output.last_hidden_state[:, start:]
 
-    def _skip_first(self, unread: Tensor, length: int) -> dict[str, Tensor]:
+    def _skip_first(self, unread: Tensor, length: int, reads_prefix: bool) -> dict[str, Tensor]:
         """Mask and position ids that make the LLM skip the first `unread` [B] of `length` positions L after the prefix.
 
-        The mask is [B, 1, L, P + L], True: visible, with P the length of the prefix. Position ids are [B, L].
+        The mask is [B, 1, L, P + L], True: visible, with P the length of the prefix. Position ids are [B, L]. If the
+        LLM reads the prefix, too, both have P + L in place of L.
         transformers would read a mask of two dimensions on the host. Skipped positions see themselves: attention over
         no position would be NaN.
         """
         start = len(self.prefix_ids)
         place = torch.arange(start + length, device=unread.device)
-        new = place[start:].unsqueeze(1)
+        first = 0 if reads_prefix else start
+        new = place[first:].unsqueeze(1)
         read = (place < start) | (place >= start + unread.unsqueeze(1))
         mask = ((place <= new) & read.unsqueeze(1)) | (place == new)
         positions = torch.where(place < start, place, (place - unread.unsqueeze(1)).clamp(min=0))
         options = {"attention_mask": masks(self.llm, mask.unsqueeze(1), positions)}
-        return options | {"position_ids": positions[:, start:]}
+        return options | {"position_ids": positions[:, first:]}
 
     def _prefix(self, batch: int) -> DynamicCache | None:
         """The prefix's keys and values, expanded to `batch` rows.
 
-        None for a template without a prefix, and for an LLM with other state than keys and values.
+        None for a template without a prefix, for an LLM with other state than keys and values, and if it is not reused.
         """
-        if len(self.prefix_ids) == 0 or not has_keys_only(self.llm):
+        if len(self.prefix_ids) == 0 or not self.reuses_prefix or not has_keys_only(self.llm):
             return None
         if self._prefix_cache is None or self._prefix_cache.layers[0].keys.device != self.prefix_ids.device:
             with torch.no_grad():

@@ -123,6 +123,7 @@ class Run:
             adapter_dtype=_TRUE.get(precision, torch.float32),
             accelerator=self.device.accelerator,
             recomputes=self.config.hardware.activation_checkpointing,
+            compiles=self.config.hardware.compile,
         )
 
     @cached_property

@@ -9,13 +9,13 @@ import torch
 from command_line import Command, losses
 from tiny import noise
 
-from benchmarks.compilation import compile_parts
 from diva.audio.frames import pad_clips
 from diva.data.batch import SpeechBatch
 from diva.models.build import build
 from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.parts import load_tokenizer
+from diva.training.distributed.compilation import compile_layers
 from diva.training.losses import align_distances, distill_distances
 
 pytestmark = [
@@ -91,7 +91,7 @@ def test_autocast_in_bfloat16_stays_near_float32(on_gpu, batch):
 def test_compiled_losses_and_gradients_are_the_uncompiled_ones(on_gpu, batch):
     expected_loss, expected = gradients(on_gpu, batch)
     compiled = copy.deepcopy(on_gpu)
-    compile_parts(compiled)
+    compile_layers(compiled)
     loss, found = gradients(compiled, batch)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert_close(found, expected, 1e-4)

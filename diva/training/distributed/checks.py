@@ -40,6 +40,8 @@ def check_settings(config: DictConfig) -> None:
         )
     if not on_tpu:
         return
+    if config.hardware.compile:
+        raise UserError("XLA compiles by itself: set hardware.compile=false")
     if config.sample_responses:
         raise UserError(
             f"sample_responses={config.sample_responses}: XLA would compile every length of an answer; set"

@@ -1,0 +1,149 @@
+"""hardware.compile: the same numbers, from programs whose number depends on neither layers nor shapes.
+
+Traced here, and not compiled: that takes minutes. tests/gpu compiles.
+"""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import noise
+from torch._dynamo.utils import counters
+
+from diva.audio.frames import pad_clips
+from diva.data.batch import SpeechBatch
+from diva.errors import UserError
+from diva.models.build import build
+from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import load_tokenizer
+from diva.plan import compose
+from diva.training.answers import Continuation
+from diva.training.distributed.activation_checkpointing import checkpoint_activations
+from diva.training.distributed.checks import check_settings
+from diva.training.distributed.compilation import compile_layers
+from diva.training.frozen import FrozenParts
+from diva.training.losses import Objective
+from diva.training.step import loss_sums
+
+
+@pytest.fixture
+def make_model(tiny_whisper: Path, tiny_llm: Path):
+    """A tiny model in float32; `rate` is its tokens a second."""
+
+    def make(rate: float | None = None) -> DivaForConditionalGeneration:
+        adapter = AdapterConfig(num_query_tokens=12, tokens_per_second=rate)
+        llm = LLMConfig(str(tiny_llm))
+        config = DivaConfig(EncoderConfig(str(tiny_whisper)), adapter, llm, frozen_dtype="float32")
+        torch.manual_seed(5)
+        return build(config, load_tokenizer(str(tiny_llm))).train()
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def batch(*seconds: float) -> SpeechBatch:
+    waveforms, samples = pad_clips([noise(each, seed) for seed, each in enumerate(seconds)])
+    tokens = torch.tensor([9, 4, 6][: len(seconds)])
+    ids = torch.randint(3, 300, (len(seconds), 9), generator=torch.Generator().manual_seed(0))
+    ids *= torch.arange(9) < tokens.unsqueeze(1)
+    names = [str(number) for number in range(len(seconds))]
+    return SpeechBatch(waveforms, samples, ids, tokens, torch.arange(len(seconds)), names, waveforms.shape[1])
+
+
+def answers(model: DivaForConditionalGeneration, rows: int) -> Continuation:
+    """Three tokens after the suffix in each row."""
+    suffix, answer = len(model.suffix_ids), 3
+    ids = torch.cat([model.suffix_ids.expand(rows, -1), torch.full((rows, answer), 7)], dim=1)
+    at = (suffix - 1 + torch.arange(answer + 1)).expand(rows, -1)
+    return Continuation(ids, at, torch.full((rows,), answer), torch.zeros(rows, dtype=torch.bool), [])
+
+
+def learn(model: DivaForConditionalGeneration, speech: SpeechBatch, after: Continuation | None = None):
+    """Both losses, and the adapter's gradients."""
+    model.adapter.zero_grad()
+    sums = loss_sums(model, FrozenParts(model), speech, Objective(), distills=True, after=after)
+    (sums.distill + sums.align).backward()
+    return [float(sums.distill), float(sums.align)], {n: p.grad for n, p in model.adapter.named_parameters()}
+
+
+def assert_same(found, expected) -> None:
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    for name, gradient in expected[1].items():
+        largest = float(gradient.abs().max())
+        torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=1e-4 * largest + 1e-7, msg=name)
+
+
+@pytest.mark.parametrize(("rate", "answering"), [(None, False), (3.0, True)])
+def test_losses_and_gradients_are_those_of_uncompiled_layers(make_model, rate, answering):
+    plain, speech = make_model(rate), batch(0.7, 1.5, 2.1)
+    compiled = copy.deepcopy(plain)
+    compile_layers(compiled, backend="eager")
+    after = answers(plain, 3) if answering else None
+    assert_same(learn(compiled, speech, after), learn(plain, speech, after))
+    assert counters["stats"]["unique_graphs"] > 0
+
+
+def test_activations_may_be_recomputed_in_compiled_layers(make_model):
+    plain, speech = make_model(), batch(0.7, 1.5)
+    compiled = copy.deepcopy(plain)
+    compile_layers(compiled, backend="eager")
+    checkpoint_activations(compiled)
+    assert_same(learn(compiled, speech), learn(plain, speech))
+
+
+def test_layers_and_shapes_share_their_programs(make_model):
+    model = make_model()
+    layers = sum(
+        len(part)
+        for part in (model.encoder.whisper.layers, model.adapter.layers, model.llm.base_model.layers)
+    )
+    assert layers >= 6, "or nothing is shared"
+    compile_layers(model, backend="eager")
+    learn(model, batch(0.7, 1.5))
+    first = counters["stats"]["unique_graphs"]
+    # Encoder; adapter, whose first layer reads expanded queries; LLM with and without a gradient.
+    assert first <= 5
+    learn(model, batch(1.1, 2.2, 2.6))
+    second = counters["stats"]["unique_graphs"]
+    for longest in (3.0, 3.4, 5.1, 6.3):
+        learn(model, batch(1.0, longest))
+        learn(model, batch(1.0, 1.3, longest))
+    assert counters["stats"]["unique_graphs"] <= second + 2
+
+
+def test_answers_are_generated_by_the_uncompiled_layers(make_model):
+    plain = make_model().eval()
+    compiled = copy.deepcopy(plain)
+    compile_layers(compiled, backend="eager")
+
+    def answer(model: DivaForConditionalGeneration) -> list[list[int]]:
+        inputs = model.processor.spoken_turns([noise(1.0, 1), noise(1.4, 2)], [None, None])
+        return model.generate(**inputs, do_sample=False, max_new_tokens=8, min_new_tokens=8).tolist()
+
+    assert answer(compiled) == answer(plain)
+    # Of encoder and adapter; none for the lengths of the answer.
+    assert counters["stats"]["unique_graphs"] <= 3
+
+
+def test_no_c_compiler_is_one_line(make_model, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    with pytest.raises(
+        UserError, match=r"hardware\.compile=true needs a C compiler.*hardware\.compile=false"
+    ):
+        compile_layers(make_model())
+
+
+def test_xla_compiles_by_itself(tiny_overrides):
+    config = compose([*tiny_overrides, "hardware=tpu_v4_256", "hardware.compile=true"])
+    with pytest.raises(UserError, match=r"XLA compiles by itself: set hardware\.compile=false"):
+        check_settings(config)
