@@ -21,6 +21,7 @@ from diva.config.targets import with_current_key
 from diva.errors import UserError
 from diva.sweeps.folder import Pruned
 from diva.sweeps.local import end_with_sweep
+from diva.training.distributed.ranks import end_with_first_rank
 
 CONFIG_NAME = "train"
 
@@ -29,6 +30,7 @@ CONFIG_NAME = "train"
 def main() -> None:
     """Console entry point: check the command line, then let Hydra run it; -m is a sweep."""
     end_with_sweep()
+    end_with_first_rank()
     sys.argv[1:] = [readable(with_current_key(argument)) for argument in sys.argv[1:]]
     given = command_line()
     if given.multirun and not (given.cfg or given.info or given.help or given.hydra_help):

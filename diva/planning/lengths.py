@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-import torch
 from scipy.stats import norm
 
-from diva.audio.frames import SAMPLE_RATE, WHISPER_SECONDS, padded_samples, valid_frames
+from diva.audio.frames import WHISPER_SECONDS, padded_samples
 from diva.data.bucketing import assign_buckets, bucket_edges
 from diva.data.corpora.common_voice import CommonVoice
 from diva.data.corpora.spoken.corpus import SpokenMini
@@ -41,12 +40,6 @@ class ClipLengths:
     @property
     def longest_seconds(self) -> float:
         return float(self.seconds.max())
-
-    @property
-    def mean_frames(self) -> float:
-        """Mean number of encoder frames of a clip, without padding."""
-        samples = torch.from_numpy(self.seconds * SAMPLE_RATE).long()
-        return float(valid_frames(samples).double().mean())
 
     def mean_padded_samples(self, num_buckets: int) -> int:
         """Mean number of samples of a waveform that is padded to its bucket."""

@@ -148,12 +148,12 @@ def by_server(model: DivaForConditionalGeneration, settings: AnswerSettings, lim
 
     def answer_group(number: int, group: Sequence[list[int]]) -> list[Answer]:
         prompts = [[*prefix, *ids] for ids in group]
-        before = server.inexact
+        said_before = server.inexact > 0
         answers = server.answer(prompts, limit, settings.temperature, settings.seed + number * _GROUP)
-        if server.inexact > before:
+        if server.inexact and not said_before:
             say(
-                f"{server.inexact} answers of {settings.endpoint} so far are not exactly the tokens that were said:"
-                " it returns no token ids, and their text is tokenized otherwise"
+                f"{settings.endpoint} returns no token ids: {server.inexact} of {len(answers)} answers are not"
+                " exactly the tokens that were said, because their text is tokenized otherwise"
             )
         return answers
 

@@ -59,8 +59,13 @@ class BestExport(Callback):
         new = self.folder / f"{EXPORT}.new"
         shutil.rmtree(new, ignore_errors=True)
         model.save_pretrained(new, state_dict=without_prefix(adapter))
-        shutil.rmtree(self.folder / EXPORT, ignore_errors=True)
-        new.rename(self.folder / EXPORT)
+        # The earlier export is there until the new one is in its place, but for a moment.
+        export, old = self.folder / EXPORT, self.folder / f"{EXPORT}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if export.is_dir():
+            export.rename(old)
+        new.rename(export)
+        shutil.rmtree(old, ignore_errors=True)
         text = json.dumps({"metric": self.metric, "value": self.best, "step": step}) + "\n"
         with written_whole(self.folder / NOTE) as file:
             file.write_text(text, encoding="utf-8")

@@ -1,0 +1,28 @@
+"""The processes of a run on several devices end together."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Mapping
+
+_GRACE_SECONDS = 30.0
+
+
+def end_with_first_rank(
+    environ: Mapping[str, str] = os.environ, grace_seconds: float = _GRACE_SECONDS
+) -> None:
+    """In a process that Lightning started as another rank: end soon after its parent, the first rank, has ended.
+
+    Ranks that are training notice by themselves. One that is still waiting for the others to come would wait for ever.
+    Does nothing in the first rank, and under torchrun, which ends its processes itself.
+    """
+    if environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in environ:
+        threading.Thread(target=_watch, args=(os.getppid(), grace_seconds), daemon=True).start()
+
+
+def _watch(parent: int, grace_seconds: float) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    time.sleep(grace_seconds)  # to end by itself
+    os.kill(os.getpid(), signal.SIGKILL)
