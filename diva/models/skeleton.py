@@ -51,6 +51,12 @@ class Architecture:
         return replace(self, encoder=encoder, llm=llm)
 
     @property
+    def description(self) -> tuple[str, ...]:
+        """Everything that decides the shapes, as text."""
+        configs = (part.to_json_string(use_diff=False) for part in (self.encoder, self.llm))
+        return (*configs, repr(self.tokenizer), str(self.tokenizer.chat_template))
+
+    @property
     def layers(self) -> tuple[int, int, int]:
         """Number of layers of the encoder, of Whisper's decoder, of the LLM."""
         return (
@@ -114,6 +120,9 @@ class StandInTokenizer:
         self.chat_template = f"known by its length and its variables alone: {', '.join(variables)}"
         self.prefix_tokens = prefix_tokens
         self.suffix_tokens = suffix_tokens
+
+    def __repr__(self) -> str:
+        return f"StandInTokenizer({self.prefix_tokens}, {self.suffix_tokens})"
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [0] * len(text)}

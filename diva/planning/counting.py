@@ -9,11 +9,13 @@ A model is never counted at its full depth. Every count is linear in the layers 
 enough (`at_full_depth`). `diva.planning.calibration` times the same steps on shallow models with real tensors.
 """
 
+import copy
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -45,6 +47,7 @@ from diva.training.losses import Objective
 from diva.training.step import OnStage, loss_sums, measure_sums
 
 Figures = dict[str, float]
+Count = TypeVar("Count", bound=Callable[..., Any])
 Layers = tuple[int, int, int]  # number of layers of encoder, Whisper's decoder, LLM
 # Not one layer: the input or output of a model's only layer is often a special case.
 BASE: Layers = (2, 2, 2)
@@ -235,6 +238,23 @@ class Tally(TorchDispatchMode):
         self.bytes -= size
 
 
+KNOWN: dict[str, Any] = {}  # counts, by what was counted
+
+
+def remembered(count: Count) -> Count:
+    """Count the same step of the same model only once per process."""
+
+    @wraps(count)
+    def look_up(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> Any:
+        key = repr((count.__name__, config.to_json_string(use_diff=False), parts.description, batch, work))
+        if key not in KNOWN:
+            KNOWN[key] = count(config, parts, batch, work)
+        return copy.copy(KNOWN[key])
+
+    return cast(Count, look_up)
+
+
+@remembered
 def count_flops(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> Figures:
     """FLOPs of each stage of a step on one micro-batch."""
     with fake_tensors(), attention_on(work.accelerator):
@@ -242,6 +262,7 @@ def count_flops(config: DivaConfig, parts: Architecture, batch: Batch, work: Wor
     return stages_at_full_depth(base, deeper, 1, parts.layers)
 
 
+@remembered
 def count_bytes(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> Figures:
     """Peak bytes of the tensors that a step makes, for each of its stages.
 
@@ -256,6 +277,7 @@ def count_bytes(config: DivaConfig, parts: Architecture, batch: Batch, work: Wor
     return {stage: value if stage == "end" else _COMPILED * value for stage, value in held.items()}
 
 
+@remembered
 def bound_bytes(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> float:
     """An upper bound of all bytes on a device in a step, including weights and AdamW's state.
 
