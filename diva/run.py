@@ -23,7 +23,7 @@ from diva.models.start import read_start, start_from
 from diva.planning.memory import check_memory
 from diva.sweeps.folder import TRIAL
 from diva.training.best import BestExport, check_best
-from diva.training.callbacks import LastCheckpoint, RunProgress, Throughput
+from diva.training.callbacks import LastCheckpoint, Preemption, RunProgress, Throughput
 from diva.training.checkpoints import StreamedCheckpointIO
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
 from diva.training.distributed.checks import check_hardware, precision_note, refusals
@@ -50,6 +50,7 @@ def train(config: DictConfig, folder: Path) -> float | None:
         throughput,
         RunProgress(),
         LastCheckpoint(folder / "checkpoints", config.checkpoint_every, config.val_every),
+        Preemption(),
         Results(record, throughput, HydraConfig.get().runtime.choices),
     ]
     check_best(config)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -182,6 +183,31 @@ def test_a_killed_run_resumes_to_the_bit(undisturbed, arguments, shared_cache, t
     final, ours = (json.loads((f / "summary.json").read_text()) for f in (undisturbed, folder))
     assert final["val/kl"] == ours["val/kl"]
     assert final["responses"] == ours["responses"]
+
+
+def test_ranks_stop_together_whichever_gets_the_signal(arguments, shared_cache, tmp_path):
+    folder = tmp_path / "stopped"
+    first = subprocess.Popen(
+        command("diva.train", *arguments, "hardware=cpu_ddp", f"hydra.run.dir={folder}", "max_steps=200"),
+        cwd=tmp_path,
+        env=environment(shared_cache),
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for_step(folder, first, 3)
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    (second,) = [
+        int(child)
+        for child in children
+        if "train_ddp_process_1" in Path(f"/proc/{child}/cmdline").read_text()
+    ]
+    os.kill(second, signal.SIGTERM)
+    assert first.wait(60) == 128 + signal.SIGTERM
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert saved == max(losses(folder)) + 1 < 200
+    deadline = time.time() + 60
+    while Path(f"/proc/{second}").exists() and time.time() < deadline:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{second}").exists()
 
 
 def test_a_run_stopped_in_its_last_validation_gets_its_metrics(undisturbed, shared_cache, tmp_path):

@@ -1,6 +1,7 @@
 """Callbacks of a training run: checkpoints, progress bar, throughput."""
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -41,6 +42,20 @@ class LastCheckpoint(Callback):
         trainer.save_checkpoint(temporary)  # a collective: every rank calls it, rank 0 writes
         if trainer.is_global_zero:
             os.replace(temporary, self.path)
+
+
+class Preemption(Callback):
+    """All ranks stop after the same step, whichever of them got the SIGTERM.
+
+    Lightning's own handler waits for the other ranks, in the middle of what the signal has interrupted: they may wait
+    for something else, for ever (its issue 20806). Here the handler only makes a note, and the next step, which sums
+    counts over all ranks anyway, tells them.
+    """
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if trainer.world_size > 1:
+            # Lightning has registered its handlers by now, and restores the earlier ones after training.
+            signal.signal(signal.SIGTERM, lambda *given: setattr(module, "asked_to_stop", True))
 
 
 class Throughput(Callback):

@@ -65,6 +65,7 @@ class DivaTraining(LightningModule):
         self.micro_batch_size = micro_batch_size
         self.precompute = precompute
         self.answers = answers
+        self.asked_to_stop = False  # this rank, by a signal
         self.frozen: dict[str, FrozenParts] = {}  # by split; several validations may use the same split
 
     def configure_model(self) -> None:
@@ -133,14 +134,19 @@ class DivaTraining(LightningModule):
             position_weights(micro, after, self.objective).sum()
             for micro, after in zip(micro_batches, continuations, strict=True)
         ]
+        device = batch.tokens.device
         counts = torch.stack(
             [
                 torch.stack(weights).sum(),
                 batch.tokens.sum(),
-                torch.tensor(len(batch.faults), device=batch.tokens.device),
+                torch.tensor(len(batch.faults), device=device),
+                torch.tensor(int(self.asked_to_stop), device=device),
             ]
         )
-        positions, tokens, faults = self._sum_over_ranks(counts).tolist()
+        positions, tokens, faults, stops = self._sum_over_ranks(counts).tolist()
+        if stops:
+            # As if each rank had got the signal: LastCheckpoint saves after this step, and Lightning stops.
+            self.trainer._signal_connector.received_sigterm = True
         accumulates = len(micro_batches) > 1
         sums = torch.zeros(2, device=self.device)
         optimizer.zero_grad()
