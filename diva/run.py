@@ -28,6 +28,7 @@ from diva.training.checkpoints import StreamedCheckpointIO
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
 from diva.training.distributed.checks import check_hardware, precision_note, refusals
 from diva.training.distributed.compilation import compile_layers
+from diva.training.loggers import harmless
 from diva.training.metrics_file import MetricsFile
 from diva.training.module import DivaTraining
 from diva.training.results import Results
@@ -137,7 +138,7 @@ def make_trainer(config: DictConfig, folder: Path, callbacks: list) -> Trainer:
     """Lightning's Trainer from the hardware config. Validation intervals are in optimizer steps, not epochs."""
     hardware = config.hardware
     loggers: list[Logger] = [MetricsFile(folder / "metrics.csv")]
-    loggers += [make(logger) for logger in (config.logger or {}).values()]
+    loggers += [harmless(make(logger)) for logger in (config.logger or {}).values()]
     with refusals():
         return Trainer(
             accelerator=hardware.accelerator,

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from diva.terminal import label, progress
+from diva.training.metrics_file import MetricsFile
 
 
 class LastCheckpoint(Callback):
@@ -29,10 +30,21 @@ class LastCheckpoint(Callback):
     ) -> None:
         due = any(trainer.global_step % interval == 0 for interval in self.intervals)
         if due or trainer.received_sigterm:
+            self._write_row(trainer)
             self._save(trainer)  # Lightning ends the run once this step's metrics are written
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self._save(trainer)
+
+    def _write_row(self, trainer: Trainer) -> None:
+        """The row of this step in metrics.csv. Lightning writes it after the checkpoint: if it does not come to that, a
+        resumed run would not repeat the step."""
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            measured = trainer.callback_metrics.items()
+            row = {name: float(value) for name, value in measured if name.startswith("train/")}
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsFile):
+                    logger.log_metrics(row | {"epoch": trainer.current_epoch}, trainer.global_step - 1)
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.global_step == self._saved_at:
