@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,10 +136,8 @@ def killed(world: World, name: str, times: int, sent: signal.Signals, rng: rando
             if max(logged, default=-1) >= limit:
                 break
             time.sleep(0.01)
-        if sent == signal.SIGKILL:
-            os.killpg(process.pid, sent)
-        else:
-            process.send_signal(sent)
+        with suppress(ProcessLookupError):  # it has just ended
+            (os.killpg if sent == signal.SIGKILL else os.kill)(process.pid, sent)
         status, said = process.wait(120), process.stderr.read() if process.stderr else ""
         steps.append(max(losses(folder), default=-1) if (folder / "metrics.csv").is_file() else -1)
         print(f"{name} {number}: exit {status} at step {steps[-1]}", flush=True)
