@@ -17,7 +17,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -170,7 +169,7 @@ class GpuBench:
 
     def measure(self, side: Side, rows: int, rounds: int) -> dict[str, Any]:
         """Median seconds of a whole optimizer step on so many clips, and what the plan says of it."""
-        planned = self._planned(side.context, side.in_proportion, side.recomputes, side.compiled, rows)
+        planned = self._planned(side, rows)
         step = self._step(side, speech(rows, self.parts.llm.vocab_size))
         warmed = time.perf_counter()
         loss = step()
@@ -213,20 +212,17 @@ class GpuBench:
         key = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
         return profile.key_averages().table(sort_by=key, row_limit=top, max_name_column_width=80)
 
-    @cache  # noqa: B019
-    def _planned(
-        self, context: Context, in_proportion: bool, recomputes: bool, compiles: bool, rows: int
-    ) -> dict[str, float]:
+    def _planned(self, side: Side, rows: int) -> dict[str, float]:
         """FLOPs of a step, what is computed twice left out, and the most bytes of the device that it takes."""
         model: DivaConfig = make(self.config.model)
-        rate = TOKENS_PER_SECOND if in_proportion else None
+        rate = TOKENS_PER_SECOND if side.in_proportion else None
         model.adapter = replace(model.adapter, tokens_per_second=rate)
-        model.encoder = replace(model.encoder, context=context)
+        model.encoder = replace(model.encoder, context=side.context)
         queries = model.adapter.num_virtual_tokens
         batch = Batch(rows, padded_samples(SECONDS[1]), TOKENS[1], queries)
         once = self._work_of(self.config, self.device)
         flops = count_flops(model, self.parts, batch, once)
-        work = replace(once, recomputes=recomputes, compiles=compiles)
+        work = replace(once, recomputes=side.recomputes, compiles=side.compiled)
         run = Run(self.config)
         run.parts = self.parts
         lines = resident(run)

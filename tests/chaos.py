@@ -117,30 +117,29 @@ def difference(folder: Path, undisturbed: Path) -> str | None:
     return f"the export differs in {wrong}" if wrong else None
 
 
+def last_step(folder: Path) -> int:
+    """The last step in metrics.csv, -1 before the first."""
+    return max(losses(folder), default=-1) if (folder / "metrics.csv").is_file() else -1
+
+
 def killed(world: World, name: str, times: int, sent: signal.Signals, rng: random.Random, *more: str) -> str:
     """A run that gets a signal so many times; "" or what is wrong."""
     undisturbed, folder = world.root / "runs" / f"{name}_whole", world.root / "runs" / f"{name}_killed"
     started = time.monotonic()
     if wrong := world.finish(undisturbed, *more):
         return f"undisturbed: {wrong}"
-    lasts, steps = time.monotonic() - started, []
+    lasts = time.monotonic() - started
     for number in range(times):
         process = world.start(world.arguments(folder, *more))
         until = time.monotonic() + rng.uniform(0.2, 1.0) * lasts
         # The longer it has come, the sooner it would end: it is killed after a few steps at the latest.
-        limit = (
-            max(losses(folder), default=-1) + rng.randint(1, 4) if (folder / "metrics.csv").is_file() else 3
-        )
-        while time.monotonic() < until and process.poll() is None:
-            logged = losses(folder) if (folder / "metrics.csv").is_file() else {}
-            if max(logged, default=-1) >= limit:
-                break
+        limit = last_step(folder) + rng.randint(1, 4)
+        while time.monotonic() < until and process.poll() is None and last_step(folder) < limit:
             time.sleep(0.01)
         with suppress(ProcessLookupError):  # it has just ended
             (os.killpg if sent == signal.SIGKILL else os.kill)(process.pid, sent)
         status, said = process.wait(120), process.stderr.read() if process.stderr else ""
-        steps.append(max(losses(folder), default=-1) if (folder / "metrics.csv").is_file() else -1)
-        print(f"{name} {number}: exit {status} at step {steps[-1]}", flush=True)
+        print(f"{name} {number}: exit {status} at step {last_step(folder)}", flush=True)
         if status == 0:
             break
         if status not in (-sent, 128 + sent):

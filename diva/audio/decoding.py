@@ -21,10 +21,10 @@ from .frames import SAMPLE_RATE, WHISPER_SECONDS
 
 # Limit of the resampling filter. A rate without a common factor with 16 kHz needs gigabytes; usual rates need far less.
 _MAX_FILTER_TAPS = 4_000_000
-# libsndfile reports at least so many frames if the header does not contain their number.
+# libsndfile reports this number of frames or more if the header does not contain the number.
 _UNKNOWN_FRAMES = 1 << 62
 _BLOCK = 1 << 20  # samples read at a time
-# A decoder may give so much less than the header says: the first frames of an mp3 only initialize the decoder.
+# A decoder may give this much less than the header says: the first frames of an mp3 only initialize the decoder.
 _SLACK_SECONDS = 0.15
 # A clip with a peak below this is silence: -60 dB of full scale.
 SILENCE_PEAK = 1e-3

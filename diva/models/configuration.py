@@ -41,8 +41,8 @@ class AdapterConfig:
     With `tokens_per_second` the LLM reads only the last virtual tokens, in proportion to the length of the clip. This
     saves compute. In the paper it reads all of them (null).
 
-    With `stack` the outputs of so many neighbouring queries are concatenated into one virtual token. With 4 the LLM
-    reads a quarter as many. The published code supports 4 too.
+    The outputs of `stack` neighbouring queries are concatenated into one virtual token. With 4 the LLM reads a
+    quarter as many. The published code supports 4 too.
     """
 
     num_query_tokens: int

@@ -99,7 +99,7 @@ class Choice:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is the argmax of the logits as they are."""
+        """Whether the next token is the argmax of the unchanged logits."""
         return self._generator is None and not self._processors
 
     def __call__(self, ids: Sequence[int], logits: Tensor) -> int:

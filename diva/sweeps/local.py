@@ -11,13 +11,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from queue import SimpleQueue
 
 from diva.config.hydra_private import quote
 from diva.errors import UserError
 from diva.sweeps.folder import Outcome, SweepRun, write_outcome
+from diva.training.distributed.ranks import end_with
 
 _PARENT = "DIVA_SWEEP_PROCESS"
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b.*")
@@ -96,13 +96,7 @@ def end_with_sweep() -> None:
         signal.signal(
             signal.SIGUSR2, signal.SIG_IGN
         )  # SLURM signals every process; that of the sweep handles it
-        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
+        end_with(int(parent), signal.SIGTERM)
 
 
 def _end_group(leader: int) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_generation, quarter_hour
+from diva.planning import memory
 
 SIDES = ["published pattern", "ours, own length", "ours, own length, in proportion",
          "ours, own length, activations recomputed"]  # fmt: skip
@@ -25,7 +26,8 @@ def rows(tiny_overrides, tmp_path, monkeypatch):
     return run
 
 
-def test_each_side_takes_a_step_and_has_its_share_of_the_peak(rows):
+def test_each_side_takes_a_step_and_has_its_share_of_the_peak(rows, monkeypatch):
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 0)  # the process grows from side to side
     found = {row["side"]: row for row in rows(*SIDES)}
     assert list(found) == SIDES
     for name, row in found.items():
@@ -35,7 +37,7 @@ def test_each_side_takes_a_step_and_has_its_share_of_the_peak(rows):
         assert row["mfu"] == pytest.approx(row["tflop_per_clip"] * row["clips_per_second"], abs=1e-3)
     own, again, proportion = (found[SIDES[number]] for number in (1, 3, 2))
     assert again["tflop_per_clip"] == own["tflop_per_clip"], "what is computed twice counts once"
-    assert again["planned_gigabytes"] <= own["planned_gigabytes"] + 0.05, "but for what the process grew"
+    assert again["planned_gigabytes"] <= own["planned_gigabytes"]
     assert 0 < proportion["tflop_per_clip"] <= own["tflop_per_clip"]
 
 

@@ -103,6 +103,7 @@ def test_answers_that_their_text_does_not_give_exactly_are_counted(
     server.gives = "unknown text"
     build_table(model, monkeypatch, tmp_path, settings(server))
     said = " ".join(capsys.readouterr().err.split())
+    assert "http://127.0.0.1" in said
     assert "returns no token ids: 3 of 3 answers are not exactly the tokens that were said" in said
 
 

@@ -134,7 +134,7 @@ def _per_group(panel: Panel, bar: float) -> float:
 
 
 def _letters(text: str, lines: int) -> int:
-    """Width in letters of a text that is wrapped between words into so many lines."""
+    """Width in letters of a text that is wrapped between words into `lines` lines."""
     return max(-(-len(text) // lines), *map(len, text.split()), 1)
 
 

@@ -1,5 +1,7 @@
 """Checks of a run's settings against its hardware config, made before anything is loaded."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -11,6 +13,8 @@ from diva.config.precision import cpu_has_bfloat16
 from diva.errors import UserError
 from diva.training.distributed.devices import is_sharded
 
+_COMPILERS = ("cc", "gcc", "clang")
+
 
 def check_hardware(config: DictConfig) -> None:
     """Raise UserError where settings contradict the hardware, or where a package that it needs is not installed."""
@@ -18,6 +22,11 @@ def check_hardware(config: DictConfig) -> None:
     if config.hardware.accelerator == "tpu" and find_spec("torch_xla") is None:
         raise UserError(
             "hardware=tpu_* needs torch_xla, with the torch that it was built for: pip install -e '.[tpu]' in a clone"
+        )
+    if config.hardware.compile and not any(map(shutil.which, (os.environ.get("CC") or "cc", *_COMPILERS))):
+        raise UserError(
+            "hardware.compile=true needs a C compiler, and this machine has none: install gcc, or set"
+            " hardware.compile=false"
         )
 
 

@@ -1,4 +1,4 @@
-"""The processes of a run on several devices end together."""
+"""Processes that end when the process that started them has ended."""
 
 import os
 import signal
@@ -18,11 +18,16 @@ def end_with_first_rank(
     Does nothing in the first rank, and under torchrun, which ends its processes itself.
     """
     if environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in environ:
-        threading.Thread(target=_watch, args=(os.getppid(), grace_seconds), daemon=True).start()
+        end_with(os.getppid(), signal.SIGKILL, grace_seconds)
 
 
-def _watch(parent: int, grace_seconds: float) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    time.sleep(grace_seconds)  # to end by itself
-    os.kill(os.getpid(), signal.SIGKILL)
+def end_with(parent: int, sent: signal.Signals, grace_seconds: float = 0.0) -> None:
+    """Send this process a signal `grace_seconds` after its parent has ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        time.sleep(grace_seconds)
+        os.kill(os.getpid(), sent)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -21,7 +21,7 @@ from diva.models.parts import load_tokenizer
 from diva.plan import compose
 from diva.training.answers import Continuation
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
-from diva.training.distributed.checks import check_settings
+from diva.training.distributed.checks import check_hardware, check_settings
 from diva.training.distributed.compilation import compile_layers
 from diva.training.frozen import FrozenParts
 from diva.training.losses import Objective
@@ -134,13 +134,14 @@ def test_answers_are_generated_by_the_uncompiled_layers(make_model):
     assert counters["stats"]["unique_graphs"] <= 3
 
 
-def test_no_c_compiler_is_one_line(make_model, monkeypatch, tmp_path):
+def test_no_c_compiler_is_one_line(tiny_overrides, monkeypatch, tmp_path):
+    config = compose([*tiny_overrides, "hardware.compile=true"])
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
     with pytest.raises(
         UserError, match=r"hardware\.compile=true needs a C compiler.*hardware\.compile=false"
     ):
-        compile_layers(make_model())
+        check_hardware(config)
 
 
 def test_xla_compiles_by_itself(tiny_overrides):
