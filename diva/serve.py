@@ -169,7 +169,7 @@ def parse_arguments() -> argparse.Namespace:
         "--max-new-tokens",
         type=count,
         default=512,
-        help="the most of an answer, whatever is asked for",
+        help="most tokens of an answer; a request for more gets this number",
     )
     add_parts(parser)
     return parser.parse_args()

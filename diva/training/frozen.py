@@ -97,7 +97,10 @@ class FrozenParts:
         distilled: int | None = None,
         make_answers: Callable[[Transcripts], AnswerTable] | None = None,
     ) -> "FrozenParts":
-        """With the tables that save time in a run that encodes and distils so many samples of the split (None: all)."""
+        """With the tables that save time in a run that encodes `heard` and distils `distilled` samples of the split.
+
+        None stands for the whole split, once.
+        """
         clips, encoder = len(manifest), model.encoder
         weight = encoder.whisper.conv1.weight
         size = frames_bytes(manifest.durations, encoder.whisper.config.d_model, weight.dtype)
