@@ -282,20 +282,6 @@ def count_bytes(config: DivaConfig, parts: Architecture, batch: Batch, work: Wor
     return {stage: value if stage == "end" else _COMPILED * value for stage, value in held.items()}
 
 
-@remembered
-def bound_bytes(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> float:
-    """An upper bound of all bytes on a device in a step, including weights and AdamW's state.
-
-    It is faster to compute than `count_bytes`. It assumes that all bytes grow with the layers of the deepest part.
-    """
-    with fake_tensors(), attention_on(work.accelerator):
-        model = prepared(config, parts.with_layers(BASE), work)
-        held = max(_tally(model, batch, work)[1].values())
-        weights, adapter = (sum(p.nbytes for p in m.parameters()) for m in (model, model.adapter))
-    # In addition to the weights: gradients, their buckets under DDP, and AdamW's two moments.
-    return max(1.0, max(parts.layers) / min(BASE)) * (weights + 4 * adapter + held)
-
-
 def _count(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> tuple[Figures, Figures]:
     return _tally(prepared(config, parts, work), batch, work)
 
