@@ -6,13 +6,12 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from command_line import Command, command, environment, losses, metrics, run, run_ranks
+from command_line import Command, losses, metrics, run, run_ranks
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from tiny import write_release
@@ -143,7 +142,7 @@ def test_checkpoints_hold_the_adapter_and_no_frozen_weight(undisturbed: Path):
         torch.testing.assert_close(exported[key.removeprefix("model.adapter.")], value, rtol=0, atol=0)
 
 
-def wait_for_step(folder: Path, process: subprocess.Popen | Command, step: int, seconds: float = 120) -> None:
+def wait_for_step(folder: Path, process: Command, step: int, seconds: float = 120) -> None:
     deadline = time.time() + seconds
     while time.time() < deadline and process.poll() is None:
         if (folder / "checkpoints" / "last.ckpt").is_file() and (folder / "metrics.csv").is_file():
@@ -183,12 +182,8 @@ def test_a_killed_run_resumes_to_the_bit(undisturbed, arguments, shared_cache, t
 
 def test_ranks_stop_together_whichever_gets_the_signal(arguments, shared_cache, tmp_path):
     folder = tmp_path / "stopped"
-    first = subprocess.Popen(
-        command("diva.train", *arguments, "hardware=cpu_ddp", f"hydra.run.dir={folder}", "max_steps=200"),
-        cwd=tmp_path,
-        env=environment(shared_cache),
-        stderr=subprocess.DEVNULL,
-    )
+    given = [*arguments, "hardware=cpu_ddp", f"hydra.run.dir={folder}", "max_steps=200"]
+    first = Command("diva.train", *given, cache=shared_cache, cwd=tmp_path)
     wait_for_step(folder, first, 3)
     children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
     (second,) = [
@@ -197,7 +192,7 @@ def test_ranks_stop_together_whichever_gets_the_signal(arguments, shared_cache, 
         if "train_ddp_process_1" in Path(f"/proc/{child}/cmdline").read_text()
     ]
     os.kill(second, signal.SIGTERM)
-    assert first.wait(60) == 128 + signal.SIGTERM
+    assert first.wait(60).returncode == 128 + signal.SIGTERM
     saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert saved == max(losses(folder)) + 1 < 200
     deadline = time.time() + 60
