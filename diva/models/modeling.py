@@ -281,20 +281,22 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         speech_encoder_device: str | torch.device | None = None,
         llm: str | None = None,
         encoder: str | None = None,
+        encoder_dtype: str | torch.dtype | None = None,
         **kwargs: Any,
     ) -> "DivaForConditionalGeneration":
         """The model of a run directory, an export, or a hub id in our layout or a published one.
 
-        `dtype` is the precision of the frozen parts. `device_map` is for the LLM. `speech_encoder_device` is for
-        encoder and adapter; by default it is the device of the LLM's input embeddings. `llm` and `encoder` (folders, or
-        names as on the hub) replace the names in the files. They are needed if the files name none.
+        `dtype` is the precision of the frozen parts, `encoder_dtype` that of the encoder alone. `device_map` is for the
+        LLM. `speech_encoder_device` is for encoder and adapter; by default it is the device of the LLM's input
+        embeddings. `llm` and `encoder` (folders, or names as on the hub) replace the names in the files. They are
+        needed if the files name none.
         Raises UserError for files that cannot be read, and for weights that do not fit their LLM or encoder.
         """
         for key in kwargs.keys() - _IGNORED:
             if key not in _HUB_ONLY:
                 raise TypeError(
                     f"from_pretrained of a DiVA takes no {key!r}; it takes dtype, device_map,"
-                    " speech_encoder_device, llm, encoder"
+                    " speech_encoder_device, llm, encoder, encoder_dtype"
                 )
             if kwargs[key] not in (None, False, "main"):
                 raise TypeError(
@@ -302,10 +304,7 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
                 )
         folder = export_folder(name)
         checkpoint = read(folder, llm, encoder)
-        config = checkpoint.config
-        if (wanted := dtype or torch_dtype) not in (None, "auto"):
-            held = {"frozen_dtype": str(wanted).removeprefix("torch.")}
-            config = DivaConfig.from_dict(config.to_dict() | held)
+        config = checkpoint.config.in_precision(dtype or torch_dtype, encoder_dtype)
         model = cls(config, load_parts(config, device_map=device_map))
         check_fit(model.adapter.state_dict(), checkpoint.adapter, folder, config)
         model.adapter.load_state_dict(checkpoint.adapter)

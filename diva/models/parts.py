@@ -52,7 +52,7 @@ def load_parts(
         device_map=device_map,
     )
     whisper = load_whisper(config)
-    whisper.encoder.to(dtype)  # the decoder stays in float32: an adapter may start from it
+    whisper.encoder.to(config.encoder_dtype)  # the decoder stays in float32: an adapter may start from it
     return Parts(whisper, llm, _processor(config, tokenizer, llm))
 
 
@@ -72,7 +72,9 @@ def random_parts(
     dtype = getattr(torch, config.frozen_dtype)
     whisper = whisper or AutoConfig.from_pretrained(resolve(config.encoder.name))
     llm = llm or AutoConfig.from_pretrained(resolve(config.llm.name))
-    hearing = AutoModel.from_config(copy.deepcopy(whisper), dtype=dtype, attn_implementation="sdpa")
+    hearing = AutoModel.from_config(
+        copy.deepcopy(whisper), dtype=config.encoder_dtype, attn_implementation="sdpa"
+    )
     reading = llm_from_config(copy.deepcopy(llm), dtype=dtype, attn_implementation=config.llm.attention)
     return Parts(hearing, reading, processor or _processor(config, None, reading))
 

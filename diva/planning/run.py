@@ -165,8 +165,8 @@ class Run:
     @property
     def frames_bytes(self) -> int:
         """Bytes of the encoder frames of all training clips."""
-        dtype = getattr(torch, self.model.frozen_dtype)
-        sample = frames_bytes(self.lengths.seconds, self.parts.encoder.d_model, dtype)
+        width = self.parts.encoder.d_model
+        sample = frames_bytes(self.lengths.seconds, width, self.model.encoder_dtype)
         return round(sample / len(self.lengths.seconds) * self.lengths.clips)
 
     @property

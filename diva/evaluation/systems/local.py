@@ -220,12 +220,19 @@ class Diva:
     batches = True
 
     def __init__(
-        self, model: str, dtype: str | None = None, llm: str | None = None, encoder: str | None = None
+        self,
+        model: str,
+        dtype: str | None = None,
+        llm: str | None = None,
+        encoder: str | None = None,
+        encoder_dtype: str | None = None,
     ):
-        self.model = load_model(model, dtype, llm, encoder)
+        self.model = load_model(model, dtype, llm, encoder, encoder_dtype)
         folder = export_folder(model)
         digest = _digest([folder / name for name in adapter_files(folder)])
         self.identity: Identity = {"model": model, "weights": digest, **self.reader.identity}
+        if (precision := self.model.config.encoder.dtype) is not None:
+            self.identity["encoder_dtype"] = precision
 
     @property
     def reader(self) -> TextLLM:
