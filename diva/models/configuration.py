@@ -21,7 +21,7 @@ def _check(name: str, value: Any, options: tuple) -> None:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """A Whisper encoder (hub name or local folder) and its input length (see SpeechEncoder).
+    """A speech encoder (hub name or local folder) and its input length (see SpeechEncoder).
 
     `dtype` is the precision of its weights. None: that of the LLM, `DivaConfig.frozen_dtype`. The published code
     computes the encoder in float32 on every device.
@@ -40,7 +40,9 @@ class EncoderConfig:
 class AdapterConfig:
     """The trainable part.
 
-    `init="whisper"` initializes the Q-Former from Whisper's decoder.
+    `init="whisper"` initializes the Q-Former from Whisper's decoder. That is the decoder of the encoder's own Whisper,
+    or of the Whisper that `decoder` names. The Q-Former has its shape also with `init="random"`. Without such a decoder
+    the Q-Former has the encoder's width, heads and number of layers, and must be random.
 
     `projection_init` is the start of the projection (`diva/models/build.py`). With "embeddings" the virtual tokens have
     the mean and the spread of the token embeddings. With "shared_tokens" they also have their direction, from a map of
@@ -56,6 +58,7 @@ class AdapterConfig:
     num_query_tokens: int
     kind: Literal["qformer", "mlp"] = "qformer"
     init: Literal["whisper", "random"] = "whisper"
+    decoder: str | None = None
     projection_init: Literal["embeddings", "shared_tokens", "default"] = "embeddings"
     tokens_per_second: float | None = None
     stack: int = 1
@@ -69,6 +72,10 @@ class AdapterConfig:
             raise UserError(
                 "model.adapter.projection_init=shared_tokens continues Whisper's decoder, so it needs"
                 " model.adapter.kind=qformer and model.adapter.init=whisper; else take embeddings"
+            )
+        if self.decoder is not None and self.kind == "mlp":
+            raise UserError(
+                f"model.adapter.decoder={self.decoder} needs model.adapter.kind=qformer; an MLP has none"
             )
         if self.num_query_tokens < 1:
             raise UserError(f"model.adapter.num_query_tokens={self.num_query_tokens} must be at least 1")

@@ -15,6 +15,7 @@ from diva.config.precision import autocast_dtype
 from diva.data.decoded import BYTES_PER_SECOND
 from diva.errors import UserError
 from diva.models.configuration import DivaConfig
+from diva.models.encoder import frame_count
 from diva.models.llm import decoder
 from diva.models.skeleton import Architecture, architecture, assemble
 from diva.planning.counting import (
@@ -47,7 +48,9 @@ class Weights:
     adapter: int
     optimizer: int
     prefix_cache: int
-    whisper_parameters: int  # of all of Whisper, which is loaded in float32
+    heard_parameters: (
+        int  # of the models for encoder and Q-Former as they are loaded, in float32: whole Whispers
+    )
 
 
 class Run:
@@ -165,8 +168,9 @@ class Run:
     @property
     def frames_bytes(self) -> int:
         """Bytes of the encoder frames of all training clips."""
-        width = self.parts.encoder.d_model
-        sample = frames_bytes(self.lengths.seconds, width, self.model.encoder_dtype)
+        encoder = self.parts.encoder
+        frames = frame_count(encoder)
+        sample = frames_bytes(self.lengths.seconds, frames, encoder.hidden_size, self.model.encoder_dtype)
         return round(sample / len(self.lengths.seconds) * self.lengths.clips)
 
     @property
@@ -213,16 +217,19 @@ class Run:
         for parameter in model.adapter.parameters():
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
+        loaded = [parts.encoder] if self.model.adapter.decoder is None else [parts.encoder, parts.decoder]
         state = [value for of in optimizer.state.values() for value in of.values() if torch.is_tensor(value)]
         return {
-            "encoder": _bytes(model.encoder.whisper.parameters()),
+            "encoder": _bytes(model.encoder.parameters()),
             "llm": _bytes(model.llm.parameters()),
             "llm_layers": _bytes(layers.parameters()),
-            "encoder_layers": _bytes(model.encoder.whisper.layers.parameters()),
+            "encoder_layers": _bytes(model.encoder.layers.parameters()),
             "adapter": _bytes(model.adapter.parameters()),
             "optimizer": _bytes(state),
             "prefix_cache": _bytes(t for layer in cache for t in (layer.keys, layer.values)),
-            "whisper_parameters": sum(p.numel() for p in AutoModel.from_config(parts.encoder).parameters()),
+            "heard_parameters": sum(
+                p.numel() for of in loaded for p in AutoModel.from_config(of).parameters()
+            ),
         }
 
 

@@ -55,7 +55,7 @@ def test_a_precision_for_all_parts_replaces_the_configs(folder):
 
 def test_the_plan_counts_the_encoder_in_its_own_precision(folder):
     config = DivaConfig.from_pretrained(folder, dtype=None)
-    assert random_parts(config).whisper.dtype == config.encoder_dtype == torch.float32
+    assert random_parts(config).encoder.dtype == config.encoder_dtype == torch.float32
 
 
 def test_an_unknown_precision_is_one_line(export):

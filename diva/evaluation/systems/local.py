@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     LogitsProcessorList,
     PreTrainedModel,
@@ -292,6 +293,8 @@ class Cascade:
                 " system.whisper=openai/whisper-large-v3 for system=cascade"
             )
         folder = resolve(name)
+        if (kind := AutoConfig.from_pretrained(folder).model_type) != "whisper":
+            raise UserError(f"the cascade needs a Whisper, and {name} is a {kind}; name one: whisper=NAME")
         self.reader = reader
         self.batches = reader.batches
         self.identity: Identity = {"whisper": name, **reader.identity}
