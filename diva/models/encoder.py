@@ -13,18 +13,18 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..audio.filterbank import FILTERBANK_FRAMES, Filterbank, standardized
 from ..audio.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WHISPER_FRAMES, WHISPER_SECONDS, FrameCount
 from ..audio.log_mel import LogMel
-from ..errors import UserError
 
 Context = Literal["bucket", "full"]
-# The audio LLMs whose encoder can be used -> the model type of that encoder.
+# Model types in transformers' configs. First the audio LLMs whose encoder can be used, and that encoder's type.
 AUDIO_LLMS = {"qwen2_audio": "qwen2_audio_encoder", "voxtral": "voxtral_encoder"}
 ON_WAVEFORMS = ("hubert", "wavlm", "wav2vec2")
+KNOWN = ("whisper", *AUDIO_LLMS.values(), *ON_WAVEFORMS, "wav2vec2-bert")
 # In Qwen2-Audio each pair of frames is averaged, and no frame after the end of the clip is seen.
 _QWEN2_AUDIO = FrameCount(((1, SAMPLES_PER_FRAME), (2, 2)))
 
 
 def frame_count(config: PreTrainedConfig) -> FrameCount:
-    """How many frames the encoder of this config makes. Raises UserError for a model that is none of the known."""
+    """How many frames the encoder of this config makes."""
     kind: str = config.model_type
     if kind in ("whisper", "voxtral_encoder"):
         return WHISPER_FRAMES
@@ -32,10 +32,8 @@ def frame_count(config: PreTrainedConfig) -> FrameCount:
         return _QWEN2_AUDIO
     if kind == "wav2vec2-bert":
         return FILTERBANK_FRAMES
-    if kind in ON_WAVEFORMS:
-        return FrameCount(tuple(zip(config.conv_kernel, config.conv_stride, strict=True)))
-    known = ("whisper", *ON_WAVEFORMS, "wav2vec2-bert", *AUDIO_LLMS)
-    raise UserError(f"a model of type {kind!r} is no known speech encoder; known are {', '.join(known)}")
+    assert kind in ON_WAVEFORMS, kind  # decoder_config refuses others
+    return FrameCount(tuple(zip(config.conv_kernel, config.conv_stride, strict=True)))
 
 
 def has_window(config: PreTrainedConfig) -> bool:

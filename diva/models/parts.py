@@ -25,10 +25,10 @@ from .adapter import MLPAdapter, QFormerAdapter
 from .configuration import AdapterConfig, DivaConfig
 from .encoder import (
     AUDIO_LLMS,
+    KNOWN,
     ON_WAVEFORMS,
     SpeechEncoder,
     WaveformEncoder,
-    frame_count,
     has_window,
     make_encoder,
 )
@@ -172,7 +172,11 @@ def decoder_config(
     Raises UserError for parts that do not fit each other.
     """
     name, adapter = config.encoder.name, config.adapter
-    frame_count(hearing)
+    if hearing.model_type not in KNOWN:
+        raise UserError(
+            f"model.encoder.name={name} is a {hearing.model_type}, which is no known speech encoder; known are"
+            f" {', '.join(KNOWN)}"
+        )
     if getattr(hearing, "add_adapter", False):
         raise UserError(
             f"model.encoder.name={name} has an adapter of its own (add_adapter), which is not supported"

@@ -260,7 +260,7 @@ def test_parts_that_do_not_fit_are_refused_before_a_weight_is_read(
 def test_what_is_no_speech_encoder_is_refused(folders, tiny_llm, tmp_path):
     for use in (load_parts, architecture):
         with pytest.raises(
-            UserError, match="a model of type 'llama' is no known speech encoder; known are whisper"
+            UserError, match="is a llama, which is no known speech encoder; known are whisper, qwen2_audio"
         ):
             use(describe(tiny_llm, tiny_llm))
     config = AutoConfig.from_pretrained(folders("wav2vec2"), add_adapter=True)
