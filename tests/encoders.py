@@ -38,12 +38,18 @@ _CONVOLUTIONS = _BASE | {
     "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
 }  # fmt: skip
 _LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+
+
+def _audio_llm(tower: str, text: str) -> dict[str, Any]:
+    return {"audio_config": _TOWER | {"model_type": tower}, "text_config": _TEXT | {"model_type": text}}
+
+
 # Name -> model type, what its config says, and for those that read waveforms: whether they want them standardized.
 ENCODERS: dict[str, tuple[str, dict[str, Any], bool | None]] = {
     "whisper": ("whisper", _WHISPER, None),
     "whisper_turbo": ("whisper", _WHISPER | {"num_mel_bins": 128, "encoder_layers": 3, "decoder_layers": 1}, None),
-    "qwen2_audio": ("qwen2_audio", {"audio_config": _TOWER, "text_config": _TEXT | {"model_type": "qwen2"}}, None),
-    "voxtral": ("voxtral", {"audio_config": _TOWER, "text_config": _TEXT | {"model_type": "llama"}}, None),
+    "qwen2_audio": ("qwen2_audio", _audio_llm("qwen2_audio_encoder", "qwen2"), None),
+    "voxtral": ("voxtral", _audio_llm("voxtral_encoder", "llama"), None),
     "hubert_base": ("hubert", _CONVOLUTIONS | {"feat_extract_norm": "group"}, True),
     "hubert_large": ("hubert", _CONVOLUTIONS | _LARGE, True),
     "wavlm_base": ("wavlm", _CONVOLUTIONS | {"feat_extract_norm": "group"}, False),

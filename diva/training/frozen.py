@@ -21,7 +21,7 @@ from diva.audio.frames import SAMPLE_RATE, FrameCount, pad_clips
 from diva.data.batch import EMPTY_ROW, SpeechBatch
 from diva.data.decoded import DecodedAudio, build_once
 from diva.data.manifest import Manifest
-from diva.models.encoder import Context
+from diva.models.encoder import Context, WaveformEncoder
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.pretrained import cache_dir
 from diva.terminal import track
@@ -238,7 +238,10 @@ class FrameTable:
         """From the cache, or computed by the first process that comes. The manifest's audio is decoded."""
         assert isinstance(manifest.audio, DecodedAudio)
         # The name of the decoded audio file is a digest of its contents.
-        key = digest(weights_digest(model.encoder.body), manifest.audio.file, manifest.rows.tolist())
+        sources: list[object] = [manifest.audio.file, manifest.rows.tolist()]
+        if isinstance(model.encoder, WaveformEncoder):
+            sources.append(model.encoder.standardizes)
+        key = digest(weights_digest(model.encoder.body), *sources)
         table = _cached(f"frames/{key}", lambda: _frames(model, manifest))
         rows = {clip_id: row for row, clip_id in enumerate(manifest.clips["clip_id"].to_pylist())}
         return cls(table["frames"], table["starts"], rows)
