@@ -156,7 +156,7 @@ def both_losses(model: DivaForConditionalGeneration, batch: SpeechBatch) -> dict
 def restate(model: DivaForConditionalGeneration, autocast: torch.dtype | None) -> PublishedTraining:
     """The published step on this model's parts."""
     prefix, suffix = model.prefix_ids.tolist(), model.suffix_ids.tolist()
-    return PublishedTraining(model.encoder.whisper, model.adapter, model.llm, prefix, suffix, autocast)
+    return PublishedTraining(model.encoder.body, model.adapter, model.llm, prefix, suffix, autocast)
 
 
 def half_of_the_median(config: DivaConfig, data: SpeechDataModule) -> float:

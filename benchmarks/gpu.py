@@ -251,7 +251,7 @@ class GpuBench:
         autocast = torch.bfloat16
         if side.published:
             ids = [row.tolist() for row in (self.model.prefix_ids, self.model.suffix_ids)]
-            whisper, adapter, llm = self.model.encoder.whisper, self.model.adapter, self.model.llm
+            whisper, adapter, llm = self.model.encoder.body, self.model.adapter, self.model.llm
             published = PublishedTraining(whisper, adapter, llm, *ids, autocast)
             clips = [
                 row[:count].numpy()

@@ -131,4 +131,7 @@ def add_parts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--llm", help="the LLM it was trained with, where its files do not say or it lies elsewhere"
     )
-    parser.add_argument("--encoder", help="the same of the Whisper it was trained with")
+    parser.add_argument("--encoder", help="the same of the speech encoder it was trained with")
+    parser.add_argument(
+        "--encoder-dtype", help="precision of the encoder alone; float32 is the published code's"
+    )

@@ -44,7 +44,12 @@ def main() -> None:
 
     quieten()
     choices = models(arguments.model, arguments.runs)
-    demo = Demo(arguments.model, llm=arguments.llm, encoder=arguments.encoder)
+    demo = Demo(
+        arguments.model,
+        llm=arguments.llm,
+        encoder=arguments.encoder,
+        encoder_dtype=arguments.encoder_dtype,
+    )
     demo.load(choices[0][1])
     blocks = page(demo, choices)
     try:

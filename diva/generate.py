@@ -44,7 +44,9 @@ def main() -> None:
     from diva.models.load import load_model  # after --help: it imports torch
 
     quieten()
-    model = load_model(arguments.model, arguments.dtype, arguments.llm, arguments.encoder)
+    model = load_model(
+        arguments.model, arguments.dtype, arguments.llm, arguments.encoder, arguments.encoder_dtype
+    )
     questions = [listen(model, clip) for clip in arguments.clips]
     limits = {"max_new_tokens": arguments.max_new_tokens, "do_sample": False}
     try:

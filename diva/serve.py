@@ -50,7 +50,7 @@ def main() -> None:
             flush=True,
         )
     service = Service(
-        load_model(model_path, arguments.dtype, arguments.llm, arguments.encoder),
+        load_model(model_path, arguments.dtype, arguments.llm, arguments.encoder, arguments.encoder_dtype),
         arguments.name,
         api_key,
         ServerLimits(arguments.max_queue, arguments.timeout, int(arguments.max_body_mb * 2**20)),

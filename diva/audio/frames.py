@@ -1,6 +1,11 @@
-"""The arithmetic between samples at 16 kHz, mel frames of 10 ms (T), encoder frames of 20 ms (F) and virtual tokens."""
+"""The arithmetic between samples at 16 kHz, mel frames of 10 ms (T), encoder frames (F) and virtual tokens.
 
+The encoder frames of most encoders are 20 ms apart.
+"""
+
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,10 +24,41 @@ TAIL_SECONDS = 1.0
 _MARGIN_SAMPLES = 4 * HOP_SAMPLES
 
 
+@dataclass(frozen=True)
+class FrameCount:
+    """How many frames an encoder makes of a clip.
+
+    Each of `stages` is a window and a step: it makes one output of as many inputs as the window has, and moves on by
+    the step. The inputs of the first stage are samples at 16 kHz. `tail_samples` of the silence after a clip are valid
+    too.
+    """
+
+    stages: tuple[tuple[int, int], ...]
+    tail_samples: int = 0
+
+    @property
+    def samples_per_frame(self) -> int:
+        """Samples between the starts of two frames."""
+        return math.prod(step for _, step in self.stages)
+
+    def of(self, samples: Any) -> Any:
+        """Number of frames of `samples`, an int or a tensor."""
+        for window, step in self.stages:
+            samples = (samples - window) // step + 1
+        return samples
+
+    def valid(self, samples: Tensor) -> Tensor:
+        """Number of valid frames of clips of `samples`: speech and silent tail of at most 30 s. At least 1."""
+        heard = (samples + self.tail_samples).clamp(max=int(WHISPER_SECONDS * SAMPLE_RATE))
+        return self.of(heard).clamp(min=1)
+
+
+WHISPER_FRAMES = FrameCount(((SAMPLES_PER_FRAME, SAMPLES_PER_FRAME),), int(TAIL_SECONDS * SAMPLE_RATE))
+
+
 def valid_frames(samples: Tensor) -> Tensor:
-    """Number of valid encoder frames of clips of `samples`: speech and silent tail, at most 30 s."""
-    frames = (samples + int(TAIL_SECONDS * SAMPLE_RATE)) // SAMPLES_PER_FRAME
-    return frames.clamp(max=int(WHISPER_SECONDS * SAMPLE_RATE) // SAMPLES_PER_FRAME)
+    """Number of valid frames of 20 ms of clips of `samples`, as Whisper's encoder counts them."""
+    return WHISPER_FRAMES.valid(samples)
 
 
 def tokens_read(samples: Tensor, most: int, per_second: float | None) -> Tensor:

@@ -20,10 +20,18 @@ class QFormerAdapter(nn.Module):
     """Learned queries through Whisper's decoder, then a projection (DiVA section 3.1).
 
     The queries replace the decoder's token embeddings. Its position embeddings, causal self-attention and
-    cross-attention to the encoder frames start from Whisper's weights and are trained.
+    cross-attention to the encoder frames start from Whisper's weights and are trained. Frames of another width than the
+    decoder's are mapped to it first.
     """
 
-    def __init__(self, whisper: WhisperConfig, num_query_tokens: int, llm_width: int, stack: int = 1):
+    def __init__(
+        self,
+        whisper: WhisperConfig,
+        num_query_tokens: int,
+        llm_width: int,
+        stack: int = 1,
+        encoder_width: int | None = None,  # None: the decoder's
+    ):
         super().__init__()
         self.stack = stack
         # A copy of the config: the adapter's attention is chosen for the device. The encoder's config must not change.
@@ -35,10 +43,13 @@ class QFormerAdapter(nn.Module):
         )
         self.norm = nn.LayerNorm(whisper.d_model)
         self.projection = nn.Linear(whisper.d_model * stack, llm_width)
+        same = encoder_width in (None, whisper.d_model)
+        self.from_frames = nn.Identity() if same else nn.Linear(encoder_width or 0, whisper.d_model)
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Frames [B, F, E], mask [B, F] (True: valid) -> virtual tokens [B, V, D]."""
         hidden = (self.query_tokens + self.positions).expand(len(frames), -1, -1)
+        frames = self.from_frames(frames)
         cross_mask = None if mask is None else mask[:, None, None, :]
         self.config._attn_implementation = GROUPED if frames.device.type == "cpu" else "sdpa"
         for layer in self.layers:
@@ -53,10 +64,10 @@ class QFormerAdapter(nn.Module):
 class MLPAdapter(nn.Module):
     """The paper's ablation without attention: frames averaged over Q equal segments of the clip, then an MLP."""
 
-    def __init__(self, whisper: WhisperConfig, num_query_tokens: int, llm_width: int):
+    def __init__(self, encoder_width: int, num_query_tokens: int, llm_width: int):
         super().__init__()
         self.num_query_tokens = num_query_tokens
-        self.hidden = nn.Linear(whisper.d_model, llm_width)
+        self.hidden = nn.Linear(encoder_width, llm_width)
         self.projection = nn.Linear(llm_width, llm_width)
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from diva.models.adapter import QFormerAdapter
 from diva.models.configuration import DivaConfig
 from diva.models.llm import Embeddings
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.models.parts import Parts, load_parts, load_tokenizer
+from diva.models.parts import Parts, load_parts, load_tokenizer, load_whisper
 
 # Fraction of the variance of an embedding.
 _RIDGE = 1e-2
@@ -25,14 +25,17 @@ def build(config: DivaConfig, tokenizer: PreTrainedTokenizerBase) -> DivaForCond
 
 def start_adapter(config: DivaConfig, adapter: nn.Module, parts: Parts) -> None:
     """Initialize an adapter as its config says."""
+    name, whisper = config.adapter.decoder or config.encoder.name, parts.whisper
     if config.adapter.init == "whisper" and isinstance(adapter, QFormerAdapter):
-        load_whisper_decoder(adapter, parts.whisper)
+        whisper = load_whisper(name) if config.adapter.decoder or whisper is None else whisper
+        load_whisper_decoder(adapter, whisper)
     if config.adapter.projection_init != "default":
         start_among_embeddings(adapter, Embeddings(parts.llm)[:].float())
     if config.adapter.projection_init == "shared_tokens":
-        speech_tokenizer = load_tokenizer(config.encoder.name)
+        assert isinstance(adapter, QFormerAdapter)  # AdapterConfig checks it
+        assert whisper is not None
         tokenizer = parts.processor.tokenizer
-        start_from_shared_tokens(adapter, parts.whisper, speech_tokenizer, parts.llm, tokenizer)
+        start_from_shared_tokens(adapter, whisper, load_tokenizer(name), parts.llm, tokenizer)
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ from ..audio.frames import tokens_read
 from ..errors import UserError
 from .encoder import Context
 
+Dtype = Literal["bfloat16", "float16", "float32"]
+
 
 def _check(name: str, value: Any, options: tuple) -> None:
     if value not in options:
@@ -19,20 +21,28 @@ def _check(name: str, value: Any, options: tuple) -> None:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """A Whisper encoder (hub name or local folder) and its input length (see SpeechEncoder)."""
+    """A speech encoder (hub name or local folder) and its input length (see SpeechEncoder).
+
+    `dtype` is the precision of its weights. None: that of the LLM, `DivaConfig.frozen_dtype`. The published code
+    computes the encoder in float32 on every device.
+    """
 
     name: str
     context: Context = "bucket"
+    dtype: Dtype | None = None
 
     def __post_init__(self):
         _check("model.encoder.context", self.context, get_args(Context))
+        _check("model.encoder.dtype", self.dtype, (None, *get_args(Dtype)))
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
     """The trainable part.
 
-    `init="whisper"` initializes the Q-Former from Whisper's decoder.
+    `init="whisper"` initializes the Q-Former from Whisper's decoder. That is the decoder of the encoder's own Whisper,
+    or of the Whisper that `decoder` names. The Q-Former has its shape also with `init="random"`. Without such a decoder
+    the Q-Former has the encoder's width, heads and number of layers, and must be random.
 
     `projection_init` is the start of the projection (`diva/models/build.py`). With "embeddings" the virtual tokens have
     the mean and the spread of the token embeddings. With "shared_tokens" they also have their direction, from a map of
@@ -48,6 +58,7 @@ class AdapterConfig:
     num_query_tokens: int
     kind: Literal["qformer", "mlp"] = "qformer"
     init: Literal["whisper", "random"] = "whisper"
+    decoder: str | None = None
     projection_init: Literal["embeddings", "shared_tokens", "default"] = "embeddings"
     tokens_per_second: float | None = None
     stack: int = 1
@@ -61,6 +72,10 @@ class AdapterConfig:
             raise UserError(
                 "model.adapter.projection_init=shared_tokens continues Whisper's decoder, so it needs"
                 " model.adapter.kind=qformer and model.adapter.init=whisper; else take embeddings"
+            )
+        if self.decoder is not None and self.kind == "mlp":
+            raise UserError(
+                f"model.adapter.decoder={self.decoder} needs model.adapter.kind=qformer; an MLP has none"
             )
         if self.num_query_tokens < 1:
             raise UserError(f"model.adapter.num_query_tokens={self.num_query_tokens} must be at least 1")
@@ -130,7 +145,8 @@ def _published(values: dict[str, Any]) -> dict[str, Any]:
 
 
 class DivaConfig(PreTrainedConfig):
-    """The config of a whole DiVA. It names the frozen parts; `frozen_dtype` is the precision of their weights.
+    """The config of a whole DiVA. It names the frozen parts; `frozen_dtype` is the precision of their weights, if the
+    encoder has none of its own.
 
     `start_from` is for training only (`diva/models/start.py`). Exports do not have it.
     """
@@ -144,11 +160,11 @@ class DivaConfig(PreTrainedConfig):
         encoder: EncoderConfig | dict,
         adapter: AdapterConfig | dict,
         llm: LLMConfig | dict,
-        frozen_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+        frozen_dtype: Dtype = "bfloat16",
         start_from: str | None = None,
         **kwargs: Any,
     ):
-        _check("model.frozen_dtype", frozen_dtype, ("bfloat16", "float16", "float32"))
+        _check("model.frozen_dtype", frozen_dtype, get_args(Dtype))
         super().__init__(**kwargs)
         self.encoder = encoder if isinstance(encoder, EncoderConfig) else EncoderConfig(**encoder)
         self.adapter = adapter if isinstance(adapter, AdapterConfig) else AdapterConfig(**adapter)
@@ -176,6 +192,26 @@ class DivaConfig(PreTrainedConfig):
     def know_llm(self, config: PreTrainedConfig) -> None:
         """Set the LLM's own config. The model calls it after loading the LLM, which is only named here."""
         self.__dict__["_of_llm"] = config
+
+    @property
+    def encoder_dtype(self) -> torch.dtype:
+        """The precision of the encoder's weights."""
+        return getattr(torch, self.encoder.dtype or self.frozen_dtype)
+
+    def in_precision(
+        self, dtype: str | torch.dtype | None, encoder_dtype: str | torch.dtype | None
+    ) -> "DivaConfig":
+        """The config with `dtype` for all frozen parts and `encoder_dtype` for the encoder.
+
+        None and "auto" keep the config's own, but with `dtype` alone the encoder gets it too.
+        """
+        every, own = (
+            None if wanted in (None, "auto") else str(wanted).removeprefix("torch.")
+            for wanted in (dtype, encoder_dtype)
+        )
+        values = self.to_dict()
+        encoder = values["encoder"] | ({"dtype": own} if every or own else {})
+        return self.from_dict(values | {"encoder": encoder, "frozen_dtype": every or self.frozen_dtype})
 
     def to_released(self) -> dict[str, Any]:
         """The content of config.json in the published layout."""

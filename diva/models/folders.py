@@ -6,6 +6,7 @@ An export holds `config.json`, the adapter in `model.safetensors`, the tokenizer
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -72,10 +73,14 @@ def read_weights(folder: Path, prefixes: tuple[str, ...] = ADAPTER_WEIGHTS) -> S
 
 def _beside(config: DivaConfig, folder: Path) -> DivaConfig:
     """The config with the folders of those frozen parts that the export contains."""
-    for part in ("encoder", "llm"):
+    for part, key, name in (
+        ("encoder", "name", "encoder"),
+        ("llm", "name", "llm"),
+        ("adapter", "decoder", "decoder"),
+    ):
         value = getattr(config, part)
-        if value.name == part and (folder / part).is_dir():
-            setattr(config, part, type(value)(**(vars(value) | {"name": str(folder / part)})))
+        if getattr(value, key) == name and (folder / name).is_dir():
+            setattr(config, part, replace(value, **{key: str(folder / name)}))
     return config
 
 

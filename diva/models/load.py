@@ -7,17 +7,25 @@ from diva.models.modeling import DivaForConditionalGeneration
 
 
 def load_model(
-    name: str, dtype: str | None = None, llm: str | None = None, encoder: str | None = None
+    name: str,
+    dtype: str | None = None,
+    llm: str | None = None,
+    encoder: str | None = None,
+    encoder_dtype: str | None = None,
 ) -> DivaForConditionalGeneration:
     """Load onto a GPU in the model's own precision, or onto the CPU in float32.
 
     In float32 the answer to a question is the same in any batch, token for token.
     """
-
-    if dtype not in (None, "float32", "float16", "bfloat16"):
-        raise UserError(f"--dtype {dtype} is unknown; it is float32, float16 or bfloat16")
+    for option, value in (("--dtype", dtype), ("--encoder-dtype", encoder_dtype)):
+        if value not in (None, "float32", "float16", "bfloat16"):
+            raise UserError(f"{option} {value} is unknown; it is float32, float16 or bfloat16")
     cuda = torch.cuda.is_available()
     model = DivaForConditionalGeneration.from_pretrained(
-        name, dtype=dtype or (None if cuda else "float32"), llm=llm, encoder=encoder
+        name,
+        dtype=dtype or (None if cuda else "float32"),
+        llm=llm,
+        encoder=encoder,
+        encoder_dtype=encoder_dtype,
     )
     return model.to("cuda") if cuda else model

@@ -12,11 +12,10 @@ from ..audio.frames import longest_tokens_read
 from ..errors import UserError
 from .adapter import GROUPED
 from .configuration import DivaConfig
-from .encoder import SpeechEncoder
 from .folders import export_folder, read, write
 from .generation import SpokenGenerationMixin
 from .llm import Embeddings, decoder, has_keys_only, logits, masks
-from .parts import Parts, load_parts, load_whisper, make_adapter, random_parts
+from .parts import Parts, load_parts, load_whisper, make_adapter, random_parts, save_encoder
 from .prompts import user_turn
 from .released import check_fit, same_weights, to_released
 from .remote_code import AUTO_MAP, write_code
@@ -67,8 +66,10 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
                 f"model.adapter.tokens_per_second={config.adapter.tokens_per_second:g}: {config.llm.name} has layers"
                 " that read on from the position before, and cannot pass over those of a short clip; take null"
             )
-        self.encoder = SpeechEncoder(parts.whisper.encoder, config.encoder.context)
-        self.adapter = make_adapter(config.adapter, parts.whisper.config, Embeddings(llm).shape[1])
+        self.encoder = parts.encoder
+        self.adapter = make_adapter(
+            config.adapter, parts.decoder, self.encoder.width, Embeddings(llm).shape[1]
+        )
         self.llm = llm
         if config.llm.attention == "eager":
             # The same matrix products, without a copy of the keys for each head.
@@ -230,7 +231,7 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
                 f"input_ids has {int(placeholders.sum())} places for virtual tokens, while {len(audio)} clips give"
                 f" {int(read.sum())}; let DivaProcessor make both"
             )
-        device = self.encoder.log_mel.window.device
+        device = self.encoder.device
         v = self.virtual_tokens(audio.to(device), audio_samples.to(device)).to(embeddings.device)
         number = torch.arange(v.shape[1], device=read.device)
         v = v[number >= v.shape[1] - read.unsqueeze(1)]
@@ -281,20 +282,22 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         speech_encoder_device: str | torch.device | None = None,
         llm: str | None = None,
         encoder: str | None = None,
+        encoder_dtype: str | torch.dtype | None = None,
         **kwargs: Any,
     ) -> "DivaForConditionalGeneration":
         """The model of a run directory, an export, or a hub id in our layout or a published one.
 
-        `dtype` is the precision of the frozen parts. `device_map` is for the LLM. `speech_encoder_device` is for
-        encoder and adapter; by default it is the device of the LLM's input embeddings. `llm` and `encoder` (folders, or
-        names as on the hub) replace the names in the files. They are needed if the files name none.
+        `dtype` is the precision of the frozen parts, `encoder_dtype` that of the encoder alone. `device_map` is for the
+        LLM. `speech_encoder_device` is for encoder and adapter; by default it is the device of the LLM's input
+        embeddings. `llm` and `encoder` (folders, or names as on the hub) replace the names in the files. They are
+        needed if the files name none.
         Raises UserError for files that cannot be read, and for weights that do not fit their LLM or encoder.
         """
         for key in kwargs.keys() - _IGNORED:
             if key not in _HUB_ONLY:
                 raise TypeError(
                     f"from_pretrained of a DiVA takes no {key!r}; it takes dtype, device_map,"
-                    " speech_encoder_device, llm, encoder"
+                    " speech_encoder_device, llm, encoder, encoder_dtype"
                 )
             if kwargs[key] not in (None, False, "main"):
                 raise TypeError(
@@ -302,17 +305,14 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
                 )
         folder = export_folder(name)
         checkpoint = read(folder, llm, encoder)
-        config = checkpoint.config
-        if (wanted := dtype or torch_dtype) not in (None, "auto"):
-            held = {"frozen_dtype": str(wanted).removeprefix("torch.")}
-            config = DivaConfig.from_dict(config.to_dict() | held)
+        config = checkpoint.config.in_precision(dtype or torch_dtype, encoder_dtype)
         model = cls(config, load_parts(config, device_map=device_map))
         check_fit(model.adapter.state_dict(), checkpoint.adapter, folder, config)
         model.adapter.load_state_dict(checkpoint.adapter)
         if checkpoint.encoder is not None:
-            check_fit(model.encoder.whisper.state_dict(), checkpoint.encoder, folder, config)
-            if not same_weights(model.encoder.whisper.state_dict(), checkpoint.encoder):
-                model.encoder.whisper.load_state_dict(checkpoint.encoder)
+            check_fit(model.encoder.body.state_dict(), checkpoint.encoder, folder, config)
+            if not same_weights(model.encoder.body.state_dict(), checkpoint.encoder):
+                model.encoder.body.load_state_dict(checkpoint.encoder)
                 model.has_own_encoder = True
         device = Embeddings(model.llm).weight.device
         for part in (model.encoder, model.adapter):
@@ -349,13 +349,14 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         folder.mkdir(parents=True, exist_ok=True)
         adapter = self.adapter.state_dict() if state_dict is None else state_dict
         if layout == "released":
-            decoder = load_whisper(self.config).decoder.state_dict()
-            write(folder, self.config.to_released(), to_released(self.config.adapter, adapter, decoder))
+            write(folder, self.config.to_released(), self._released(adapter))
             return
         config = self.config.to_dict() | {"architectures": [type(self).__name__], "auto_map": AUTO_MAP}
         if full:
             self._save_frozen(folder)
             config |= {part: config[part] | {"name": part} for part in ("encoder", "llm")}
+            if self.config.adapter.decoder is not None:
+                config["adapter"] |= {"decoder": "decoder"}
         write_code(folder)
         self.processor.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         self.processor.save_pretrained(folder)
@@ -365,10 +366,19 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
     def _save_frozen(self, folder: Path) -> None:
         self.llm.save_pretrained(folder / "llm")
         self.processor.tokenizer.save_pretrained(folder / "llm")
-        whisper = load_whisper(self.config)
-        if self.has_own_encoder:
-            whisper.encoder.load_state_dict(self.encoder.whisper.state_dict())
-        whisper.save_pretrained(folder / "encoder")
+        save_encoder(self.encoder, folder / "encoder", self.config.encoder.name, self.has_own_encoder)
+        if (decoder := self.config.adapter.decoder) is not None:
+            load_whisper(decoder).save_pretrained(folder / "decoder")
+
+    def _released(self, adapter: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The adapter's weights in the published layout."""
+        if self.encoder.body.config.model_type != "whisper" or self.config.adapter.decoder is not None:
+            raise UserError(
+                "the published code has a Whisper and a Q-Former from its decoder; this model has model.encoder.name="
+                f"{self.config.encoder.name} and model.adapter.decoder={self.config.adapter.decoder}"
+            )
+        decoder = load_whisper(self.config.encoder.name).decoder.state_dict()
+        return to_released(self.config.adapter, adapter, decoder)
 
 
 def _at(states: Tensor, positions: Tensor) -> Tensor:

@@ -51,10 +51,13 @@ _SHIPPED_MODELS = (
     "google/gemma-3-4b-it",
     "mistralai/Mistral-7B-Instruct-v0.3",
 )
+# Model types of speech encoders that have no tokenizer, but a config of how the waveforms are prepared.
+_ENCODERS = ("hubert", "wavlm", "wav2vec2", "wav2vec2-bert")
 # Prefixes of the weights that are read from a DiVA. Its other shards hold LLM and Whisper, which are not read from it.
 ADAPTER_WEIGHTS = ("query_tokens", "projection.", "connector.", "qformer.", "whisper_encoder.")
 # Files of the Cantonese fork of the published code, in torch's format: the Q-Former, and the encoder trained with it.
 FORK_FILES = ("qformer.pth", "whisper_encoder.pth")
+_TORCH_WEIGHTS = "pytorch_model.bin"
 # Time limit in seconds for the hub's answer whether it has a model, before anything is downloaded.
 _HUB_TIMEOUT_SECONDS = 5.0
 # Files that transformers loads, without weights for other frameworks or copies in other precisions.
@@ -95,10 +98,14 @@ def resolve(name: str, diva: bool = False) -> Path:
 
 
 def weight_files(folder: Path, prefixes: tuple[str, ...] = ("",)) -> list[str]:
-    """The files with a model's weights. Of a sharded model only those with a weight that starts with a prefix."""
+    """The files with a model's weights. Of a sharded model only those with a weight that starts with a prefix.
+
+    Older speech encoders have them in torch's format alone.
+    """
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or not index.is_file():
-        return ["model.safetensors"]
+        old = (folder / _TORCH_WEIGHTS).is_file() and not (folder / "model.safetensors").is_file()
+        return [_TORCH_WEIGHTS if old else "model.safetensors"]
     weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     return sorted({file for name, file in weight_map.items() if name.startswith(prefixes)})
 
@@ -130,8 +137,14 @@ def _from_hub_cache(name: str, diva: bool) -> Path | str:
         return f"not in the hub's cache {constants.HF_HUB_CACHE}"
     folder = Path(config).parent
     # A snapshot holds only the files of earlier downloads. After an interrupted download its weights are missing.
-    lacks = _lacks(folder, diva, *([] if diva else ["tokenizer.json"]))
+    lacks = _lacks(folder, diva, *([] if diva else [_last_file(folder)]))
     return f"no {lacks} in the hub's cache {folder}" if lacks else folder
+
+
+def _last_file(folder: Path) -> str:
+    """A file that a complete snapshot of a model has beside config and weights."""
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    return "preprocessor_config.json" if kind in _ENCODERS else "tokenizer.json"
 
 
 def _from_wheel(name: str, diva: bool) -> Path | str:
@@ -185,8 +198,11 @@ def _convert(source: Path, target: Path) -> None:
 def _from_hub(name: str, diva: bool) -> Path | str:
     try:
         # This call comes first because it has a timeout. snapshot_download would wait forever.
-        HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS)
+        info = HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS)
+        files = [file.rfilename for file in getattr(info, "siblings", None) or []]
         wanted = _HUB_FILES
+        if not any(file.endswith(".safetensors") for file in files):
+            wanted = [*wanted, _TORCH_WEIGHTS]
         if diva:  # the index lists the shards to download: all shards of the first release are 38 GB
             folder = Path(snapshot_download(name, allow_patterns=["*.json"]))
             wanted = ["*.json", *FORK_FILES, *weight_files(folder, ADAPTER_WEIGHTS)]

@@ -24,7 +24,10 @@ _MODULES = (
     "released",
     "remote_code",
     "pretrained",
-    *(f"../audio/{name}" for name in ("frames", "log_mel", "decoding", "containers", "foreign")),
+    *(
+        f"../audio/{name}"
+        for name in ("frames", "filterbank", "log_mel", "decoding", "containers", "foreign")
+    ),
     "../errors",
     "../files",
 )

@@ -16,12 +16,12 @@ from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import hf_hub_download
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, WhisperConfig
 
 from diva.errors import UserError
 from diva.models.configuration import DivaConfig
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.models.parts import random_parts
+from diva.models.parts import decoder_config, of_encoder, random_parts
 
 # Configs of the models in the shipped experiments. With them, planning needs neither weights nor a network.
 SHIPPED = Path(__file__).parent / "architectures"
@@ -34,34 +34,37 @@ class Architecture:
     """Everything that decides the shapes of a DiVA."""
 
     encoder: PreTrainedConfig
+    decoder: WhisperConfig  # the shape of a Q-Former
     llm: PreTrainedConfig
     tokenizer: Any  # the LLM's, or a stand-in whose chat template has as many tokens
 
     def with_layers(self, layers: tuple[int, int, int], vocabulary: int | None = None) -> "Architecture":
         """The same widths with other numbers of layers in the three parts, and optionally another vocabulary."""
-        encoder, llm = copy.deepcopy(self.encoder), copy.deepcopy(self.llm)
+        encoder, decoder, llm = map(copy.deepcopy, (self.encoder, self.decoder, self.llm))
         text = llm.get_text_config()
-        encoder.encoder_layers, encoder.decoder_layers, text.num_hidden_layers = layers
+        encoder.num_hidden_layers, decoder.decoder_layers, text.num_hidden_layers = layers
+        if isinstance(encoder, WhisperConfig):  # the decoder that is loaded with it
+            encoder.decoder_layers = layers[1]
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[: layers[2]]
         if vocabulary is not None:
             for part in (encoder, text):
                 part.vocab_size = vocabulary
                 part.bos_token_id = part.eos_token_id = part.pad_token_id = None
-        return replace(self, encoder=encoder, llm=llm)
+        return replace(self, encoder=encoder, decoder=decoder, llm=llm)
 
     @property
     def description(self) -> tuple[str, ...]:
         """Everything that decides the shapes, as text."""
-        configs = (part.to_json_string(use_diff=False) for part in (self.encoder, self.llm))
+        configs = (part.to_json_string(use_diff=False) for part in (self.encoder, self.decoder, self.llm))
         return (*configs, repr(self.tokenizer), str(self.tokenizer.chat_template))
 
     @property
     def layers(self) -> tuple[int, int, int]:
-        """Number of layers of the encoder, of Whisper's decoder, of the LLM."""
+        """Number of layers of the encoder, of the Q-Former, of the LLM."""
         return (
-            self.encoder.encoder_layers,
-            self.encoder.decoder_layers,
+            self.encoder.num_hidden_layers,
+            self.decoder.decoder_layers,
             self.llm.get_text_config().num_hidden_layers,
         )
 
@@ -69,12 +72,12 @@ class Architecture:
 def architecture(config: DivaConfig) -> Architecture:
     """The architecture of a DiVA from local folders, shipped numbers or the hub's configs, in that order.
 
-    Raises UserError for a model that none of them knows.
+    Raises UserError for a model that none of them knows, and for parts that do not fit each other.
     """
-    encoder, llm = _model_config(config.encoder.name), _model_config(config.llm.name)
-    if encoder.model_type != "whisper":
-        raise UserError(f"model.encoder.name={config.encoder.name} is no Whisper but {encoder.model_type!r}")
-    return Architecture(encoder, llm, _tokenizer(config.llm.name))
+    encoder = of_encoder(_model_config(config.encoder.name))
+    named = None if config.adapter.decoder is None else _model_config(config.adapter.decoder)
+    decoder = decoder_config(config, encoder, named)
+    return Architecture(encoder, decoder, _model_config(config.llm.name), _tokenizer(config.llm.name))
 
 
 def _shipped(name: str) -> dict | None:
@@ -147,7 +150,7 @@ def assemble(
         return model.to(device)  # the mel filters, made by numpy, are still on the host
 
     processor: Any = SimpleNamespace(tokenizer=parts.tokenizer)
-    frozen = random_parts(config, parts.encoder, parts.llm, processor)
+    frozen = random_parts(config, parts.encoder, parts.decoder, parts.llm, processor)
     with _default_dtype(adapter_dtype):  # fake parameters cannot be converted afterwards
         return DivaForConditionalGeneration(config, frozen).eval()
 

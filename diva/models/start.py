@@ -49,7 +49,7 @@ def start_from(model: DivaForConditionalGeneration, start: Checkpoint) -> str:
     """
     config, own, state = model.config, model.adapter.state_dict(), start.adapter
     where, llm, encoder = f"model.start_from={config.start_from}", config.llm.name, config.encoder.name
-    if start.encoder is not None and not same_weights(model.encoder.whisper.state_dict(), start.encoder):
+    if start.encoder is not None and not same_weights(model.encoder.body.state_dict(), start.encoder):
         raise UserError(
             f"{where} brings the encoder that was trained with it, which is not model.encoder.name={encoder}: load it,"
             " save_pretrained(FOLDER, full=True), and give model.encoder.name=FOLDER/encoder"

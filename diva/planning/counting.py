@@ -33,7 +33,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
-from diva.audio.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, TAIL_SECONDS
+from diva.audio.frames import SAMPLE_RATE, TAIL_SECONDS
 from diva.data.batch import SpeechBatch
 from diva.errors import UserError
 from diva.models.adapter import GROUPED, grouped_attention
@@ -48,13 +48,13 @@ from diva.training.step import OnStage, loss_sums, measure_sums
 
 Figures = dict[str, float]
 Count = TypeVar("Count", bound=Callable[..., Any])
-Layers = tuple[int, int, int]  # number of layers of encoder, Whisper's decoder, LLM
+Layers = tuple[int, int, int]  # number of layers of encoder, Q-Former, LLM
 # Not one layer: the input or output of a model's only layer is often a special case.
 BASE: Layers = (2, 2, 2)
 # What compiled layers hold of the bytes that uncompiled ones hold: 0.71 to 0.85 on an H100, benchmarks/results/
 # gpu_batch.md.
 _COMPILED = 0.75
-# The part that each stage runs: 0 the encoder, 1 Whisper's decoder, 2 the LLM.
+# The part that each stage runs: 0 the encoder, 1 the Q-Former, 2 the LLM.
 _PARTS = {
     "encoder": 0,
     "adapter": 1,
@@ -156,15 +156,18 @@ class ZeroTables(FrozenParts):
 
     def __init__(self, model: DivaForConditionalGeneration, batch: Batch, work: Work):
         super().__init__(model)
-        self.shape = batch.rows, batch.samples // SAMPLES_PER_FRAME
+        longest = batch.samples - int(TAIL_SECONDS * SAMPLE_RATE)
+        self.shape = (
+            batch.rows,
+            model.encoder.frame_count.of(longest + model.encoder.frame_count.tail_samples),
+        )
         self.work = work
 
     def frames(self, batch: SpeechBatch) -> tuple[Tensor, Tensor | None]:
         if not self.work.frames_at_hand:
             return super().frames(batch)
-        whisper, device = self.model.encoder.whisper, batch.tokens.device
-        dtype = whisper.conv1.weight.dtype
-        frames = torch.zeros(*self.shape, whisper.config.d_model, dtype=dtype, device=device)
+        encoder, device = self.model.encoder, batch.tokens.device
+        frames = torch.zeros(*self.shape, encoder.width, dtype=encoder.dtype, device=device)
         return frames, torch.ones(self.shape, dtype=torch.bool, device=device)
 
     def teacher_states(self, batch: SpeechBatch, after: Continuation | None = None) -> Tensor:

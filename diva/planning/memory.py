@@ -100,7 +100,7 @@ def _host(run: Run, lines: dict[str, int]) -> dict[str, int]:
     weights = run.weights
     each = {
         "interpreter and libraries": resident_bytes(),
-        "Whisper in float32, as loaded": 4 * weights.whisper_parameters,
+        "encoder in float32, as loaded": 4 * weights.heard_parameters,
         "LLM, as loaded": weights.llm,
         "adapter, as loaded": weights.adapter,
         **_tables(run),

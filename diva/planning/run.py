@@ -15,6 +15,7 @@ from diva.config.precision import autocast_dtype
 from diva.data.decoded import BYTES_PER_SECOND
 from diva.errors import UserError
 from diva.models.configuration import DivaConfig
+from diva.models.encoder import frame_count
 from diva.models.llm import decoder
 from diva.models.skeleton import Architecture, architecture
 from diva.planning.counting import (
@@ -60,7 +61,9 @@ class Weights:
     adapter: int
     optimizer: int
     prefix_cache: int
-    whisper_parameters: int  # of all of Whisper, which is loaded in float32
+    heard_parameters: (
+        int  # of the models for encoder and Q-Former as they are loaded, in float32: whole Whispers
+    )
 
 
 class Run:
@@ -178,8 +181,9 @@ class Run:
     @property
     def frames_bytes(self) -> int:
         """Bytes of the encoder frames of all training clips."""
-        dtype = getattr(torch, self.model.frozen_dtype)
-        sample = frames_bytes(self.lengths.seconds, self.parts.encoder.d_model, dtype)
+        encoder = self.parts.encoder
+        frames = frame_count(encoder)
+        sample = frames_bytes(self.lengths.seconds, frames, encoder.hidden_size, self.model.encoder_dtype)
         return round(sample / len(self.lengths.seconds) * self.lengths.clips)
 
     @property
@@ -217,8 +221,8 @@ class Run:
                 name: value + (self.parts.layers[_PARTS[name]] - BASE[_PARTS[name]]) * (deeper[name] - value)
                 for name, value in base.items()
             }
-            whisper = at_full_depth(self._whisper, self.parts.layers, (0, 1))
-        return Weights(**{name: round(value) for name, value in (figures | whisper).items()})
+            heard = at_full_depth(self._heard, self.parts.layers, (0, 1))
+        return Weights(**{name: round(value) for name, value in (figures | heard).items()})
 
     def _weights(self, parts: Architecture) -> Figures:
         model = prepared(self.model, parts, Work(adapter_dtype=self.work.adapter_dtype))
@@ -230,18 +234,20 @@ class Run:
         optimizer.step()
         state = [value for of in optimizer.state.values() for value in of.values() if torch.is_tensor(value)]
         return {
-            "encoder": _bytes(model.encoder.whisper.parameters()),
+            "encoder": _bytes(model.encoder.parameters()),
             "llm": _bytes(model.llm.parameters()),
             "llm_layers": _bytes(layers.parameters()),
-            "encoder_layers": _bytes(model.encoder.whisper.layers.parameters()),
+            "encoder_layers": _bytes(model.encoder.layers.parameters()),
             "adapter": _bytes(model.adapter.parameters()),
             "optimizer": _bytes(state),
             "prefix_cache": _bytes(t for layer in cache for t in (layer.keys, layer.values)),
         }
 
-    def _whisper(self, layers: Layers) -> Figures:
-        whisper = AutoModel.from_config(self.parts.with_layers(layers).encoder)
-        return {"whisper_parameters": sum(p.numel() for p in whisper.parameters())}
+    def _heard(self, layers: Layers) -> Figures:
+        parts = self.parts.with_layers(layers)
+        loaded = [parts.encoder] if self.model.adapter.decoder is None else [parts.encoder, parts.decoder]
+        models = (AutoModel.from_config(config) for config in loaded)
+        return {"heard_parameters": sum(p.numel() for model in models for p in model.parameters())}
 
 
 def _bytes(tensors: Any) -> int:

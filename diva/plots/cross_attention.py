@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperDecoderLayer
 
 from diva.audio.decoding import to_waveform
-from diva.audio.frames import HOP_SAMPLES, SAMPLE_RATE, SAMPLES_PER_FRAME, pad_clips
+from diva.audio.frames import HOP_SAMPLES, SAMPLE_RATE, pad_clips
+from diva.audio.log_mel import LogMel
 from diva.errors import UserError
 from diva.models.adapter import QFormerAdapter
+from diva.models.encoder import LogMelEncoder
 from diva.models.llm import Embeddings
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.processing import Clip
@@ -29,8 +31,8 @@ class Attention:
     If queries are stacked into one virtual token, it is their mean.
     """
 
-    mel: Tensor  # [M, T] log-mel, 10 ms a frame; T = 2 F
-    weights: Tensor  # [layers, heads, Q, F], 20 ms a frame; each row sums to 1, masked frames have 0
+    mel: Tensor  # [M, T] log-mel, 10 ms a frame; as long as the F frames, which Whisper has every 20 ms
+    weights: Tensor  # [layers, heads, Q, F]; each row sums to 1, masked frames have 0
     virtual_tokens: Tensor  # [Q, D]
     tokens: list[str]  # Q: the LLM's token nearest to each virtual token
     seconds: float  # length of the clip, without the silent tail
@@ -57,14 +59,22 @@ def cross_attention(model: DivaForConditionalGeneration, clip: Clip) -> Attentio
     read = int(model.config.adapter.tokens_read(samples))
     virtual_tokens = virtual_tokens[-read:]
     # The encoder may have padded the clip to 30 s. The picture shows all its frames.
-    padding = weights[0].shape[-1] * SAMPLES_PER_FRAME - waveforms.shape[1]
+    seen = weights[0].shape[-1] * model.encoder.frame_count.samples_per_frame
     nearest = nearest_tokens(virtual_tokens, Embeddings(model.llm))
     return Attention(
-        mel=model.encoder.log_mel(nn.functional.pad(waveforms, (0, padding)))[0].cpu(),
+        mel=_log_mel(model, nn.functional.pad(waveforms, (0, seen - waveforms.shape[1])))[0].cpu(),
         weights=torch.stack(weights).unflatten(2, (-1, model.adapter.stack)).mean(dim=3)[:, :, -read:].cpu(),
         virtual_tokens=virtual_tokens.float().cpu(),
         tokens=[model.processor.tokenizer.decode([token]) for token in nearest.tolist()],
         seconds=int(samples) / SAMPLE_RATE,
+    )
+
+
+def _log_mel(model: DivaForConditionalGeneration, waveforms: Tensor) -> Tensor:
+    """The log-mel of the encoder; Whisper's, if the encoder reads other features."""
+    encoder = model.encoder
+    return (encoder.log_mel if isinstance(encoder, LogMelEncoder) else LogMel().to(waveforms.device))(
+        waveforms
     )
 
 

@@ -41,7 +41,7 @@ class Turn:
 class Demo:
     """The event handlers of the page, and the one model that is in memory.
 
-    `parts` are the arguments `llm` and `encoder` for loading the model `named` (`load_model`).
+    `parts` are the arguments `llm`, `encoder` and `encoder_dtype` for loading the model `named` (`load_model`).
     """
 
     def __init__(self, named: str | None = None, **parts: str | None) -> None:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from diva.audio.frames import SAMPLE_RATE, pad_clips, valid_frames
+from diva.audio.frames import SAMPLE_RATE, FrameCount, pad_clips
 from diva.data.batch import EMPTY_ROW, SpeechBatch
 from diva.data.decoded import DecodedAudio, build_once
 from diva.data.manifest import Manifest
-from diva.models.encoder import Context
+from diva.models.encoder import Context, WaveformEncoder
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.pretrained import cache_dir
 from diva.terminal import track
@@ -63,9 +63,9 @@ class Precompute:
         return heard >= clips and fits and decoded and context != "full"
 
 
-def frames_bytes(durations: np.ndarray, width: int, dtype: torch.dtype) -> float:
+def frames_bytes(durations: np.ndarray, count: FrameCount, width: int, dtype: torch.dtype) -> float:
     """Bytes of the encoder frames [F, width] of clips of `durations` [n] seconds."""
-    frames = valid_frames(torch.from_numpy(durations * SAMPLE_RATE).long())
+    frames = count.valid(torch.from_numpy(durations * SAMPLE_RATE).long())
     return float(frames.sum()) * width * dtype.itemsize
 
 
@@ -102,8 +102,7 @@ class FrozenParts:
         None stands for the whole split, once.
         """
         clips, encoder = len(manifest), model.encoder
-        weight = encoder.whisper.conv1.weight
-        size = frames_bytes(manifest.durations, encoder.whisper.config.d_model, weight.dtype)
+        size = frames_bytes(manifest.durations, encoder.frame_count, encoder.width, encoder.dtype)
         decoded = isinstance(manifest.audio, DecodedAudio)
         heard, distilled = (clips if count is None else count for count in (heard, distilled))
         transcripts = Transcripts.of(manifest, tokenizer)
@@ -254,7 +253,10 @@ class FrameTable:
         """From the cache, or computed by the first process that comes. The manifest's audio is decoded."""
         assert isinstance(manifest.audio, DecodedAudio)
         # The name of the decoded audio file is a digest of its contents.
-        key = digest(weights_digest(model.encoder.whisper), manifest.audio.file, manifest.rows.tolist())
+        sources: list[object] = [manifest.audio.file, manifest.rows.tolist()]
+        if isinstance(model.encoder, WaveformEncoder):
+            sources.append(model.encoder.standardizes)
+        key = digest(weights_digest(model.encoder.body), *sources)
         table = _cached(f"frames/{key}", lambda: _frames(model, manifest))
         rows = {clip_id: row for row, clip_id in enumerate(manifest.clips["clip_id"].to_pylist())}
         return cls(table["frames"], table["starts"], rows)
@@ -264,11 +266,9 @@ def _frames(model: DivaForConditionalGeneration, manifest: Manifest) -> dict[str
     order = np.argsort(manifest.durations, kind="stable")
     device, encoder = model.prefix_ids.device, model.encoder
     samples = torch.tensor([len(manifest.waveform(clip)) for clip in range(len(manifest))])
-    starts = nn.functional.pad(valid_frames(samples).cumsum(0), (1, 0))
+    starts = nn.functional.pad(encoder.frame_count.valid(samples).cumsum(0), (1, 0))
     # One large tensor: thousands of small ones between temporary large ones would fragment the memory.
-    frames = torch.empty(
-        int(starts[-1]), encoder.whisper.config.d_model, dtype=encoder.whisper.conv1.weight.dtype
-    )
+    frames = torch.empty(int(starts[-1]), encoder.width, dtype=encoder.dtype)
     # The longest first: the memory that one batch frees is then large enough for the next.
     for batch in track(list(_chunks(order))[::-1], "the encoder listens", transient=True):
         padded, lengths = pad_clips([manifest.waveform(clip) for clip in batch])

@@ -94,12 +94,17 @@ def _recipe(config: DictConfig, choices: dict[str, str], summary: dict[str, Any]
         f" clipped at {optimizer.gradient_clip:g}",
         "adapter": f"{config.model.adapter.kind}, {summary['parameters']['trainable'] / 1e6:.1f} M parameters, started"
         f" from {config.model.adapter.init}, projection from {config.model.adapter.projection_init}",
-        "precision": f"{config.hardware.precision}, frozen parts in {config.model.frozen_dtype}",
+        "precision": f"{config.hardware.precision}, {_frozen_precision(config.model)}",
         "time": f"{summary['seconds'] / 60:.1f} minutes, {summary['clips_per_second']:.1f} clips a second",
         "revision of the code": summary["revision"],
         "seed": config.seed,
     }
     return _table("## Recipe", ("", ""), rows.items())
+
+
+def _frozen_precision(model: DictConfig) -> str:
+    encoder = model.encoder.get("dtype")  # a run of an earlier revision has none
+    return f"frozen parts in {model.frozen_dtype}" + (f", the encoder in {encoder}" if encoder else "")
 
 
 def _distance(objective: DictConfig) -> str:

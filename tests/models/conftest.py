@@ -80,6 +80,6 @@ def fork(hub, tmp_path):
     )
     model = build(made, load_tokenizer(QWEN))
     torch.nn.init.normal_(model.adapter.projection.weight)
-    for parameter in model.encoder.whisper.parameters():
+    for parameter in model.encoder.body.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model

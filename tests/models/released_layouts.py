@@ -36,4 +36,4 @@ def torch_weights(model) -> tuple[dict, dict]:
     qformer = {f"decoder.{key}": value for key, value in released.state_dict().items()}
     qformer |= {"query_tokens": adapter.query_tokens.data}
     qformer |= {f"projection.{key}": value.data for key, value in adapter.projection.named_parameters()}
-    return qformer, dict(model.encoder.whisper.state_dict())
+    return qformer, dict(model.encoder.body.state_dict())

@@ -79,5 +79,5 @@ def test_where_a_model_on_a_cpu_uses_it(tiny_whisper, tiny_llm, attention):
     model = build(config, load_tokenizer(str(tiny_llm)))
     model.student_states(model.virtual_tokens(*pad_clips([noise(1.0, 0)])))
     assert model.adapter.config._attn_implementation == "grouped"
-    assert model.encoder.whisper.config._attn_implementation == "sdpa"
+    assert model.encoder.body.config._attn_implementation == "sdpa"
     assert model.llm.config._attn_implementation == {"eager": "grouped", "sdpa": "sdpa"}[attention]

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from difflib import SequenceMatcher
+from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -202,6 +203,41 @@ def test_incomplete_snapshot_is_passed_over(
 ) -> None:
     (write_snapshot(tmp_path / "hub") / missing).unlink()
     assert resolve(NAME).name == "owner--model"
+
+
+def test_a_speech_encoder_in_the_cache_needs_no_tokenizer(tmp_path: Path, no_network: None) -> None:
+    snapshot = write_snapshot(tmp_path / "hub")
+    (snapshot / "tokenizer.json").rename(snapshot / "preprocessor_config.json")
+    with pytest.raises(UserError, match=r"no tokenizer\.json in the hub's cache"):
+        resolve(NAME)
+    (snapshot / "config.json").write_text('{"model_type": "wavlm"}')
+    assert resolve(NAME) == snapshot
+    (snapshot / "preprocessor_config.json").unlink()  # an interrupted download
+    with pytest.raises(UserError, match=r"no preprocessor_config\.json in the hub's cache"):
+        resolve(NAME)
+
+
+@pytest.mark.parametrize("also_safe", [False, True])
+def test_weights_in_torchs_format_are_downloaded_if_there_are_no_others(
+    also_safe: bool, tmp_path: Path, no_network: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for facebook/hubert-large-ll60k and microsoft/wavlm-large."""
+    files = ["config.json", "pytorch_model.bin", *(["model.safetensors"] if also_safe else [])]
+    info = SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in files])
+    monkeypatch.setattr(pretrained, "HfApi", lambda: SimpleNamespace(model_info=lambda name, timeout: info))
+    downloaded = tmp_path / "downloaded"
+    downloaded.mkdir()
+
+    def download(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        for file in files:
+            if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                (downloaded / file).write_text("{}")
+        return str(downloaded)
+
+    monkeypatch.setattr(pretrained, "snapshot_download", download)
+    assert resolve(NAME) == downloaded
+    assert {path.name for path in downloaded.iterdir()} == {"config.json", files[-1]}
+    assert resolve(str(downloaded)) == downloaded
 
 
 def test_every_shard_is_needed(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_the_fork_answers_with_the_encoder_that_it_trained(hub, fork, tmp_path, 
 
 
 def test_an_encoder_that_is_the_named_one_stays_named(hub, fork, tmp_path):
-    fork.encoder.whisper.load_state_dict(WhisperModel.from_pretrained(resolve(SMALL)).encoder.state_dict())
+    fork.encoder.body.load_state_dict(WhisperModel.from_pretrained(resolve(SMALL)).encoder.state_dict())
     qformer, encoder = torch_weights(fork)
     torch.save(qformer, tmp_path / "qformer.pth")
     torch.save(encoder, tmp_path / "whisper_encoder.pth")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from diva.config import make
 from diva.errors import UserError
@@ -37,6 +38,23 @@ def test_shipped_llms_have_as_many_parameters_as_the_hub_says(name, parameters):
     with torch.device("meta"):
         llm = llm_from_config(_model_config(name), attn_implementation="sdpa")
     assert sum(parameter.numel() for parameter in llm.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [
+        ("tiny", 37_760_640),
+        ("base", 72_593_920),
+        ("small", 241_734_912),
+        ("medium", 763_857_920),
+        ("large-v3", 1_543_490_560),
+        ("large-v3-turbo", 808_878_080),
+    ],
+)
+def test_shipped_whispers_have_as_many_parameters_as_the_hub_says(size, parameters):
+    with torch.device("meta"):
+        whisper = AutoModel.from_config(_model_config(f"openai/whisper-{size}"))
+    assert sum(parameter.numel() for parameter in whisper.parameters()) == parameters
 
 
 @pytest.mark.parametrize("name", sorted(WHEELS))

@@ -114,7 +114,7 @@ def test_an_adapter_with_an_encoder_of_its_own_is_refused(config, export, tmp_pa
     folder = with_encoder(tmp_path / "released", model)
     config.start_from = str(folder)
     assert "starts from" in started(config)[1]  # it is the named one
-    torch.nn.init.normal_(model.encoder.whisper.conv1.weight)
+    torch.nn.init.normal_(model.encoder.body.conv1.weight)
     with_encoder(folder, model)
     with pytest.raises(UserError, match=r"brings the encoder .* full=True"):
         started(config)
@@ -134,7 +134,7 @@ def with_encoder(folder: Path, model: DivaForConditionalGeneration) -> Path:
     state |= {
         f"qformer.{name}": adapter[name] for name in ("query_tokens", "projection.weight", "projection.bias")
     }
-    state |= {f"whisper_encoder.{name}": value for name, value in model.encoder.whisper.state_dict().items()}
+    state |= {f"whisper_encoder.{name}": value for name, value in model.encoder.body.state_dict().items()}
     save_file(
         {name: value.contiguous().clone() for name, value in state.items()}, folder / "model.safetensors"
     )

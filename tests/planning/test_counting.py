@@ -37,7 +37,7 @@ def big():
 
 def test_parameters_are_those_published(big):
     assert big.weights.llm == 2 * 8_030_261_248
-    assert big.weights.whisper_parameters == 1_543_490_560
+    assert big.weights.heard_parameters == 1_543_490_560
     assert big.weights.encoder == 2 * 636_968_960
     # Layers of Whisper's decoder (self- and cross-attention, MLP, norms), queries and positions, norm, projection.
     layer = 2 * (4 * 1280**2 + 3 * 1280) + 2 * 1280 * 5120 + 5120 + 1280 + 3 * 2 * 1280

@@ -92,8 +92,7 @@ def test_the_model_is_left_as_it_was(model):
 def test_what_cannot_be_shown_is_said(model, monkeypatch):
     with pytest.raises(AudioFault, match="silence"):
         cross_attention(model, 0 * CLIP)
-    whisper = model.adapter.layers[0].self_attn.config
-    monkeypatch.setattr(model, "adapter", MLPAdapter(whisper, 12, 32))
+    monkeypatch.setattr(model, "adapter", MLPAdapter(model.encoder.width, 12, 32))
     with pytest.raises(UserError, match="qformer"):
         cross_attention(model, CLIP)
 

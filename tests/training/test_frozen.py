@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from encoders import make_encoder_of
 from tiny import noise, write_release
 
 from diva.audio.frames import pad_clips
@@ -12,6 +13,8 @@ from diva.data.batch import SpeechBatch
 from diva.data.corpora.common_voice import CommonVoice
 from diva.data.decoded import decode_once
 from diva.data.manifest import Manifest
+from diva.models.build import build
+from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig
 from diva.training.frozen import FrameTable, FrozenParts, Precompute, TeacherTable
 from diva.training.transcripts import Transcripts
 
@@ -50,6 +53,28 @@ def test_frames_of_a_batch_are_those_of_the_encoder(tiny_model, manifest, read_a
         torch.testing.assert_close(frames[0], expected[0][valid[0]], atol=1e-4, rtol=1e-4)
     assert frames.shape[1] < 1500
     assert table(batch_of(manifest, [2]))[0].shape[1] == 1500
+
+
+def test_frames_of_an_encoder_on_waveforms_are_cached_for_how_it_prepares_them(
+    tiny_model, manifest, tmp_path
+):
+    config = DivaConfig(
+        EncoderConfig(str(make_encoder_of("hubert_base", tmp_path / "hubert"))),
+        AdapterConfig(num_query_tokens=12, init="random"),
+        tiny_model.config.llm,
+        frozen_dtype="float32",
+    )
+    model = build(config, tiny_model.processor.tokenizer)
+    tables = []
+    for standardizes in (True, False):
+        model.encoder.standardizes = standardizes
+        tables.append(FrameTable.build(model, manifest))
+        for clip in (0, 2):
+            frames, _ = tables[-1](batch_of(manifest, [clip]))
+            expected, valid = model.encoder(*pad_clips([manifest.waveform(clip)]))
+            torch.testing.assert_close(frames[0], expected[0][valid[0]], atol=1e-4, rtol=1e-4)
+    assert tables[0].starts == tables[1].starts
+    assert not torch.equal(tables[0].all_frames, tables[1].all_frames)
 
 
 def test_an_empty_row_has_one_frame(tiny_model, manifest):

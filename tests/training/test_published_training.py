@@ -101,7 +101,7 @@ def test_variants_compute_what_they_say(model, batch):
     for name, module in (
         ("first", layers[0].mlp),
         ("last", layers[-1].mlp),
-        ("encoder", model.encoder.whisper.layers[0]),
+        ("encoder", model.encoder.body.layers[0]),
     ):
         module.register_forward_hook(
             lambda m, a, out, name=name: seen.setdefault(name, []).append(out.shape[1])

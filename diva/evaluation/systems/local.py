@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoTokenizer,
     LogitsProcessorList,
     PreTrainedModel,
@@ -220,12 +221,19 @@ class Diva:
     batches = True
 
     def __init__(
-        self, model: str, dtype: str | None = None, llm: str | None = None, encoder: str | None = None
+        self,
+        model: str,
+        dtype: str | None = None,
+        llm: str | None = None,
+        encoder: str | None = None,
+        encoder_dtype: str | None = None,
     ):
-        self.model = load_model(model, dtype, llm, encoder)
+        self.model = load_model(model, dtype, llm, encoder, encoder_dtype)
         folder = export_folder(model)
         digest = _digest([folder / name for name in adapter_files(folder)])
         self.identity: Identity = {"model": model, "weights": digest, **self.reader.identity}
+        if (precision := self.model.config.encoder.dtype) is not None:
+            self.identity["encoder_dtype"] = precision
 
     @property
     def reader(self) -> TextLLM:
@@ -285,6 +293,8 @@ class Cascade:
                 " system.whisper=openai/whisper-large-v3 for system=cascade"
             )
         folder = resolve(name)
+        if (kind := AutoConfig.from_pretrained(folder).model_type) != "whisper":
+            raise UserError(f"the cascade needs a Whisper, and {name} is a {kind}; name one: whisper=NAME")
         self.reader = reader
         self.batches = reader.batches
         self.identity: Identity = {"whisper": name, **reader.identity}

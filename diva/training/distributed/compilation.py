@@ -27,7 +27,7 @@ def compile_layers(model: DivaForConditionalGeneration, backend: str = "inductor
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _PROGRAMS)
     model.reuses_prefix = False
-    parts = (model.encoder.whisper.layers, getattr(model.adapter, "layers", []), decoder(model.llm).layers)
+    parts = (model.encoder.layers, getattr(model.adapter, "layers", []), decoder(model.llm).layers)
     for layer in (layer for part in parts for layer in part):
         layer.forward = partial(
             _compiled_without_cache, torch.compile(layer.forward, backend=backend), layer.forward

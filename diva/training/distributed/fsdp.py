@@ -88,8 +88,8 @@ def shard_model(model: DivaForConditionalGeneration, mesh: DeviceMesh) -> None:
     """
     if isinstance(model.adapter, FSDPModule):
         return
-    _shard_layers(decoder(model.llm), mesh)
-    _shard_layers(model.encoder, mesh)
+    _shard_layers(decoder(model.llm), _layers(decoder(model.llm)), mesh)
+    _shard_layers(model.encoder, list(model.encoder.layers), mesh)
     for layer in _layers(model.adapter):
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
     fully_shard(model.adapter, mesh=mesh, reshard_after_forward=True)
@@ -101,11 +101,14 @@ def _layers(module: nn.Module) -> list[nn.Module]:
     return [layer for part in module.modules() if isinstance(part, nn.ModuleList) for layer in part]
 
 
-def _shard_layers(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard each layer; it is gathered when it is needed. Wrapping `module` too lets FSDP2 prefetch the next layer."""
-    for layer in _layers(module):
+def _shard_layers(module: nn.Module, layers: list[nn.Module], mesh: DeviceMesh) -> None:
+    """Shard each of a module's `layers`; it is gathered when it is needed.
+
+    Wrapping `module` too lets FSDP2 prefetch the next layer.
+    """
+    for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-    of_layers = {parameter for layer in _layers(module) for parameter in layer.parameters()}
+    of_layers = {parameter for layer in layers for parameter in layer.parameters()}
     fully_shard(module, mesh=mesh, ignored_params=set(module.parameters()) - of_layers)
 
 

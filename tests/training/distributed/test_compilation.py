@@ -57,8 +57,7 @@ def test_activations_may_be_recomputed_in_compiled_layers(tiny_model):
 def test_layers_and_shapes_share_their_programs(tiny_model):
     model = tiny_model.train()
     layers = sum(
-        len(part)
-        for part in (model.encoder.whisper.layers, model.adapter.layers, model.llm.base_model.layers)
+        len(part) for part in (model.encoder.body.layers, model.adapter.layers, model.llm.base_model.layers)
     )
     assert layers >= 6, "or nothing is shared"
     compile_layers(model, backend="eager")

@@ -182,7 +182,7 @@ def test_each_rank_holds_its_share(family, tiny_whisper, tmp_path):
     model = make_model(tiny_whisper, tiny_llm)
     layers = {
         "adapter": model.adapter,
-        "encoder": model.encoder.whisper.layers,
+        "encoder": model.encoder.body.layers,
         "llm": decoder(model.llm).layers,
     }
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
