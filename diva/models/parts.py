@@ -53,7 +53,7 @@ def load_parts(
     )
     whisper = load_whisper(config)
     whisper.encoder.to(dtype)  # the decoder stays in float32: an adapter may start from it
-    return Parts(whisper, llm, _processor(config, tokenizer, llm))
+    return Parts(whisper, llm, make_processor(config, tokenizer, len(Embeddings(llm))))
 
 
 def load_whisper(config: DivaConfig) -> WhisperModel:
@@ -74,19 +74,20 @@ def random_parts(
     llm = llm or AutoConfig.from_pretrained(resolve(config.llm.name))
     hearing = AutoModel.from_config(copy.deepcopy(whisper), dtype=dtype, attn_implementation="sdpa")
     reading = llm_from_config(copy.deepcopy(llm), dtype=dtype, attn_implementation=config.llm.attention)
-    return Parts(hearing, reading, processor or _processor(config, None, reading))
+    return Parts(hearing, reading, processor or make_processor(config, None, len(Embeddings(reading))))
 
 
-def _processor(
-    config: DivaConfig, tokenizer: PreTrainedTokenizerBase | None, llm: PreTrainedModel
+def make_processor(
+    config: DivaConfig, tokenizer: PreTrainedTokenizerBase | None, vocabulary: int
 ) -> DivaProcessor:
+    """The processor of the model that a config describes. `vocabulary` is the number of the LLM's embeddings."""
     return DivaProcessor(
         # Never the tokenizer in an export's folder: transformers would read the export's config.json for it, which is
         # not the config of a text model.
         tokenizer or load_tokenizer(config.llm.name),
         num_virtual_tokens=config.adapter.num_virtual_tokens,
         tokens_per_second=config.adapter.tokens_per_second,
-        audio_token_id=len(Embeddings(llm)),
+        audio_token_id=vocabulary,
         system_prompt=config.llm.system_prompt,
         prompt_layout=config.llm.prompt_layout,
         template_kwargs=config.llm.template_kwargs,

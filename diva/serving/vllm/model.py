@@ -1,0 +1,110 @@
+"""The model in vLLM: encoder and adapter are diva's modules, the LLM is vLLM's."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from vllm.config import VllmConfig
+from vllm.model_executor.model_loader import DefaultModelLoader
+from vllm.model_executor.models.interfaces import SupportsMultiModal, SupportsPP
+from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model, maybe_prefix
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from diva.audio.frames import pad_clips, windows
+from diva.models.encoder import SpeechEncoder
+from diva.models.folders import read
+from diva.models.parts import load_whisper, make_adapter
+from diva.models.pretrained import resolve
+from diva.models.processing import AUDIO
+from diva.models.released import check_fit
+
+from .processing import DivaDummyInputs, DivaInfo, DivaMultiModalProcessor
+
+_LLM = "language_model."
+
+
+@MULTIMODAL_REGISTRY.register_processor(DivaMultiModalProcessor, info=DivaInfo, dummy_inputs=DivaDummyInputs)
+class ServedDiva(nn.Module, SupportsMultiModal, SupportsPP):
+    """DivaForConditionalGeneration for vLLM.
+
+    The encoder computes in vLLM's dtype, the adapter in float32, as in diva. With tensor parallelism every rank has
+    both; the LLM is sharded.
+    """
+
+    encoder: SpeechEncoder
+    adapter: Any
+    language_model: Any
+
+    @classmethod
+    def get_placeholder_str(cls, modality: str, i: int) -> str | None:
+        return AUDIO
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
+        super().__init__()
+        self.config = vllm_config.model_config.hf_config
+        self.dtype = vllm_config.model_config.dtype
+        text = self.config.get_text_config()
+        llm = str(resolve(self.config.llm.name))
+        self.secondary_weights = [DefaultModelLoader.Source(model_or_path=llm, revision=None, prefix=_LLM)]
+        with self._mark_tower_model(vllm_config, "audio"):
+            self.encoder, self.adapter = self._tower(vllm_config, text.hidden_size)
+        with self._mark_language_model(vllm_config):
+            self.language_model = init_vllm_registered_model(
+                vllm_config, hf_config=text, prefix=maybe_prefix(prefix, "language_model")
+            )
+        self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
+
+    def _tower(self, vllm_config: VllmConfig, llm_width: int) -> tuple[SpeechEncoder, nn.Module]:
+        whisper = AutoConfig.from_pretrained(resolve(self.config.encoder.name))
+        whisper._attn_implementation = "sdpa"
+        device = vllm_config.device_config.device
+        encoder = SpeechEncoder(WhisperEncoder(whisper).to(self.dtype), self.config.encoder.context)
+        adapter = make_adapter(self.config.adapter, whisper, llm_width).float()
+        return encoder.to(device).eval(), adapter.to(device).eval()
+
+    def embed_multimodal(self, audio: Any = None, **kwargs: object) -> list[Tensor]:
+        """Waveforms [S] of clips -> the virtual tokens of each that the LLM reads, [V', D]."""
+        if audio is None:
+            return []
+        parts = [windows(clip.numpy()) for clip in audio]
+        waveforms, samples = pad_clips([window for clip in parts for window in clip])
+        read_each = self.config.adapter.tokens_read(samples).tolist()
+        device = self.adapter.projection.weight.device
+        frames, mask = self.encoder(waveforms.to(device), samples.to(device))
+        v = self.adapter(frames.to(self.adapter.projection.weight.dtype), mask)
+        rows = iter(tokens[len(tokens) - read_of :] for tokens, read_of in zip(v, read_each, strict=True))
+        return [torch.cat([next(rows) for _ in clip]).to(self.dtype) for clip in parts]
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: object,
+    ) -> Any:
+        if intermediate_tensors is not None:
+            inputs_embeds = None
+        return self.language_model(input_ids, positions, intermediate_tensors, inputs_embeds)
+
+    def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
+        return self.language_model.compute_logits(hidden_states)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """`weights` are those of the LLM, and those of the export's files, which diva reads itself."""
+        loaded = AutoWeightsLoader(self).load_weights(item for item in weights if item[0].startswith(_LLM))
+        folder = Path(self.config.name_or_path)
+        checkpoint = read(folder)
+        check_fit(self.adapter.state_dict(), checkpoint.adapter, folder, self.config)
+        self.adapter.load_state_dict(checkpoint.adapter)
+        encoder = checkpoint.encoder or load_whisper(self.config).encoder.state_dict()
+        check_fit(self.encoder.whisper.state_dict(), encoder, folder, self.config)
+        self.encoder.whisper.load_state_dict(encoder)
+        tower = {"encoder": self.encoder, "adapter": self.adapter}
+        return loaded | {
+            f"{part}.{name}" for part, module in tower.items() for name, _ in module.named_parameters()
+        }
