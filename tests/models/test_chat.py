@@ -290,6 +290,15 @@ def test_generate_equals_the_llm_fed_by_hand(model, alone):
     assert int(logits.argmax()) == ids[0]
 
 
+def test_text_shorter_than_the_prefix_is_answered(model):
+    text = {"input_ids": torch.tensor([[5, 6]]), "attention_mask": torch.ones(1, 2, dtype=torch.long)}
+
+    ids = model.generate(**text, max_new_tokens=3, do_sample=False)
+
+    fed = model.llm.generate(**text, max_new_tokens=3, do_sample=False)
+    assert torch.equal(ids, fed)
+
+
 def test_transformers_generation_options_work(model, alone):
     chat = [CHATS["two clips"], CHATS["a short clip"]]
     beams = answers(model, chat, num_beams=3)

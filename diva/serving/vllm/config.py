@@ -1,14 +1,22 @@
 """The config of a DiVA as vLLM needs it: with the config of its LLM, and with the folders of tokenizer and LLM."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from vllm.config import ModelConfig
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 
 from diva.models.configuration import DivaConfig
 from diva.models.folders import export_folder, read
+from diva.models.parts import load_tokenizer
 from diva.models.pretrained import resolve
 
 from . import ARCHITECTURE, MODE
@@ -46,6 +54,17 @@ def _text_config(whole: PreTrainedConfig) -> PreTrainedConfig:
         llm: Any = AutoModelForCausalLM._model_mapping[type(text)]
         text.architectures = [llm.__name__]
     return text
+
+
+class LLMTokenizer(PreTrainedTokenizerFast):
+    """The tokenizer of a model's folder without one, as transformers' AutoTokenizer takes it: that of the LLM.
+
+    vLLM loads a tokenizer of this folder before it asks `ServedModelConfig`.
+    """
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *args: Any, **kwargs: Any) -> PreTrainedTokenizerBase:
+        return load_tokenizer(ServedConfig.from_dict({}, name_or_path=folder).llm.name)
 
 
 class ServedModelConfig(VerifyAndUpdateConfig):

@@ -1,6 +1,6 @@
 """The model in vLLM: encoder and adapter are diva's modules, the LLM is vLLM's."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from diva.audio.frames import pad_clips, windows
 from diva.models.encoder import SpeechEncoder
 from diva.models.folders import read
 from diva.models.parts import load_whisper, make_adapter
-from diva.models.pretrained import resolve
+from diva.models.pretrained import adapter_files, resolve
 from diva.models.processing import AUDIO
 from diva.models.released import check_fit
 
@@ -49,7 +49,11 @@ class ServedDiva(nn.Module, SupportsMultiModal, SupportsPP):
         self.dtype = vllm_config.model_config.dtype
         text = self.config.get_text_config()
         llm = str(resolve(self.config.llm.name))
+        self.llm_is_multimodal = AutoConfig.from_pretrained(llm).model_type != text.model_type
         self.secondary_weights = [DefaultModelLoader.Source(model_or_path=llm, revision=None, prefix=_LLM)]
+        # One of the export's files: vLLM wants weights of the model itself, and diva reads them (`load_weights`). The
+        # other shards of a published DiVA hold its frozen parts again.
+        self.allow_patterns_overrides = adapter_files(Path(self.config.name_or_path))
         with self._mark_tower_model(vllm_config, "audio"):
             self.encoder, self.adapter = self._tower(vllm_config, text.hidden_size)
         with self._mark_language_model(vllm_config):
@@ -96,7 +100,7 @@ class ServedDiva(nn.Module, SupportsMultiModal, SupportsPP):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """`weights` are those of the LLM, and those of the export's files, which diva reads itself."""
-        loaded = AutoWeightsLoader(self).load_weights(item for item in weights if item[0].startswith(_LLM))
+        loaded = AutoWeightsLoader(self).load_weights(_of_text(weights, self.llm_is_multimodal))
         folder = Path(self.config.name_or_path)
         checkpoint = read(folder)
         check_fit(self.adapter.state_dict(), checkpoint.adapter, folder, self.config)
@@ -108,3 +112,17 @@ class ServedDiva(nn.Module, SupportsMultiModal, SupportsPP):
         return loaded | {
             f"{part}.{name}" for part, module in tower.items() for name, _ in module.named_parameters()
         }
+
+
+def _of_text(weights: Iterable[tuple[str, Tensor]], nested: bool) -> Iterator[tuple[str, Tensor]]:
+    """The LLM's weights, named as its text model names them.
+
+    In the files of a multi-modal LLM (`nested`) the names of the text part have `language_model` in them.
+    """
+    for name, weight in weights:
+        if not name.startswith(_LLM):
+            continue
+        if not nested:
+            yield name, weight
+        elif name.startswith((f"{_LLM}language_model.", f"{_LLM}model.language_model.", f"{_LLM}lm_head.")):
+            yield _LLM + name.removeprefix(_LLM).replace("language_model.", "", 1), weight

@@ -1,6 +1,7 @@
 """Clips of a request -> waveforms for the model, and the places of their virtual tokens in the prompt."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,15 +23,25 @@ from diva.audio.frames import SAMPLE_RATE, WHISPER_SECONDS, windows
 from diva.models.parts import make_processor
 from diva.models.processing import AUDIO, DivaProcessor
 
+from .config import ServedConfig
+
 _WINDOW = int(WHISPER_SECONDS * SAMPLE_RATE)
+
+
+def served_processor(config: ServedConfig, tokenizer: Any) -> DivaProcessor:
+    """The processor of a model that vLLM serves. vLLM makes as many embeddings as the LLM's config says."""
+    return make_processor(config, tokenizer, config.get_text_config().vocab_size)
 
 
 class DivaInfo(BaseProcessingInfo):
     """What vLLM asks about the inputs of a DiVA."""
 
+    @cached_property
+    def processor(self) -> DivaProcessor:
+        return served_processor(self.get_hf_config(), self.get_tokenizer())
+
     def get_hf_processor(self, **kwargs: object) -> DivaProcessor:
-        config = self.get_hf_config()
-        return make_processor(config, self.get_tokenizer(), config.get_text_config().vocab_size)
+        return self.processor
 
     def get_default_tok_params(self) -> Any:
         return super().get_default_tok_params().with_kwargs(add_special_tokens=False)
@@ -48,13 +59,15 @@ class DivaInfo(BaseProcessingInfo):
 
     def longest_windows(self, tokens: int) -> int:
         """Windows of the longest clip whose virtual tokens are at most `tokens`, at least one."""
-        processor = self.get_hf_processor()
-        longest = int(processor.max_audio_seconds / WHISPER_SECONDS)
-        return max(1, min(longest, tokens // processor.places([np.zeros(_WINDOW)])))
+        longest = int(self.processor.max_audio_seconds / WHISPER_SECONDS)
+        return max(1, min(longest, tokens // self.places_of_window()))
+
+    def places_of_window(self) -> int:
+        """Virtual tokens of 30 s."""
+        return self.processor.places([np.zeros(_WINDOW)])
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
-        places = self.get_hf_processor().places([np.zeros(_WINDOW)])
-        return {"audio": places * self.longest_windows(seq_len)}
+        return {"audio": self.places_of_window() * self.longest_windows(seq_len)}
 
 
 class DivaDummyInputs(BaseDummyInputsBuilder[DivaInfo]):
@@ -81,13 +94,13 @@ class DivaMultiModalProcessor(BaseMultiModalProcessor[DivaInfo]):
     ) -> ProcessorInputs:
         """As vLLM's, without the tokenizer, which does not know the placeholder."""
         data = self.dummy_inputs.get_dummy_mm_data(seq_len, mm_counts, mm_options)
-        ids = [self.info.get_hf_processor().audio_token_id] * mm_counts.get("audio", 0)
+        ids = [self.info.processor.audio_token_id] * mm_counts.get("audio", 0)
         return ProcessorInputs(prompt=ids, mm_data_items=self.info.parse_mm_data(data, validate=False))
 
     def _call_hf_processor(
         self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, object]
     ) -> BatchFeature:
-        longest = self.info.get_hf_processor().max_audio_seconds
+        longest = self.info.processor.max_audio_seconds
         clips: Any = hf_data["audio"]
         waveforms = [to_waveform(np.asarray(clip), SAMPLE_RATE, longest) for clip in clips]
         return BatchFeature({"audio": [torch.from_numpy(waveform) for waveform in waveforms]})
@@ -101,7 +114,7 @@ class DivaMultiModalProcessor(BaseMultiModalProcessor[DivaInfo]):
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, object], out_mm_kwargs: Any
     ) -> Sequence[PromptReplacement]:
-        processor = self.info.get_hf_processor()
+        processor = self.info.processor
 
         def replacement(index: int) -> list[int]:
             waveform = out_mm_kwargs["audio"][index]["audio"].data.numpy()
