@@ -81,21 +81,25 @@ def released(folder: Path, whisper: Path) -> Path:
     return folder / "released"
 
 
-@pytest.fixture(scope="module", params=[llama, qwen3, gemma3, released])
-def pair(request, tmp_path_factory, tiny_whisper):
+def pair_of(folder: Path, dtype: str) -> Pair:
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
     from vllm import LLM
 
-    folder = request.param(tmp_path_factory.mktemp(request.param.__name__), tiny_whisper)
     engine = LLM(
         str(folder),
-        dtype="float32",
+        dtype=dtype,
         enforce_eager=True,
         max_model_len=512,
         kv_cache_memory_bytes=2**26,
         disable_log_stats=True,
     )
-    return Pair(engine, DivaForConditionalGeneration.from_pretrained(folder, dtype="float32"))
+    return Pair(engine, DivaForConditionalGeneration.from_pretrained(folder, dtype=dtype))
+
+
+@pytest.fixture(scope="module", params=[llama, qwen3, gemma3, released])
+def pair(request, tmp_path_factory, tiny_whisper) -> Pair:
+    folder = tmp_path_factory.mktemp(request.param.__name__)
+    return pair_of(request.param(folder, tiny_whisper), "float32")
 
 
 def clip(seconds: float, seed: int) -> dict:
@@ -224,6 +228,30 @@ def test_silent_clip_is_refused(pair):
         asked(pair.engine, [silent])
 
 
-def test_tools_are_refused(pair):
-    with pytest.raises(ValueError, match="DiVA takes no tools"):
-        pair.engine.chat(user("hello"), tools=[{"type": "function"}], use_tqdm=False)
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"tools": [{"type": "function"}]}, "takes no tools"),
+        ({"chat_template": "{{ messages }}"}, "give no other"),
+        ({"continue_final_message": True, "add_generation_prompt": False}, "does not continue"),
+    ],
+    ids=["tools", "template", "continue"],
+)
+def test_option_that_changes_the_prompt_is_refused(pair, option, said):
+    with pytest.raises(ValueError, match=said):
+        pair.engine.chat(user("hello"), use_tqdm=False, **option)
+
+
+def test_bfloat16_gives_the_distribution_of_transformers(tmp_path, tiny_whisper):
+    from vllm import SamplingParams
+
+    engine, model = pair_of(llama(tmp_path, tiny_whisper), "bfloat16")
+    chat = [turn("user", clip(1.3, 3))]
+    logits = model.read(**model.processor.apply_chat_template([for_diva(chat)])).logits
+    likely = logits[0, -1].float().log_softmax(-1)
+
+    sampling = SamplingParams(max_tokens=1, logprobs=5)
+    output = engine.chat(for_vllm(chat), sampling, use_tqdm=False)[0].outputs[0]
+
+    got = {token: value.logprob for token, value in output.logprobs[0].items()}
+    assert got == pytest.approx({token: float(likely[token]) for token in got}, abs=0.1)

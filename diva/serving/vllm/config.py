@@ -1,5 +1,6 @@
 """The config of a DiVA as vLLM needs it: with the config of its LLM, and with the folders of tokenizer and LLM."""
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class ServedConfig(DivaConfig):
         A published config.json says less than its weights do. Thus `config_dict`, its content, is not used.
         """
         folder = export_folder(kwargs["name_or_path"])
-        config = super().from_dict(read(folder).config.to_dict(), name_or_path=str(folder))
+        config = super().from_dict(_described(folder), name_or_path=str(folder))
         config.architectures = [ARCHITECTURE]
         config.dtype = getattr(torch, config.frozen_dtype)
         config.know_llm(_text_config(AutoConfig.from_pretrained(resolve(config.llm.name))))
@@ -45,6 +46,12 @@ class ServedConfig(DivaConfig):
         """With the LLM's config: vLLM's caches of compiled code depend on it."""
         values = super().to_dict()
         return values if self._of_llm is None else values | {"text_config": self._of_llm.to_dict()}
+
+
+@lru_cache
+def _described(folder: Path) -> dict[str, Any]:
+    """The config of the model in a folder. vLLM asks several times, and for a published one the weights are read."""
+    return read(folder).config.to_dict()
 
 
 def _text_config(whole: PreTrainedConfig) -> PreTrainedConfig:
