@@ -95,7 +95,7 @@ serve: $(READY) ## the newest run behind an OpenAI-compatible API; ARGS="MODEL -
 	$(BIN)/python -m diva.serve $(ARGS)
 
 test: setup ## run the tests, a file on each core; ARGS="tests/models/test_model.py -k prefix" for some of them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --durations=10 \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations=10 \
 		-m "not gpu and not xla and not vllm and not voxtral" $(ARGS)
 
 test-gpu: $(READY) ## run the tests that need a CUDA device

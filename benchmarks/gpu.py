@@ -16,7 +16,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from diva.models.skeleton import Architecture, architecture
 from diva.planning.counting import Batch, Work, count_bytes, count_flops, prepare
 from diva.planning.memory import resident
 from diva.planning.run import Run
+from diva.training.answers import Answer, Continuation
 from diva.training.distributed.compilation import compile_layers
 from diva.training.distributed.devices import peak_tflops
 from diva.training.losses import Objective
@@ -51,6 +52,8 @@ SECONDS, TOKENS = (4.5, 5.0), (10, 18)
 TOKENS_PER_SECOND = 12.0
 
 
+# Whole answers: positions after each of 16 tokens as well.
+ANSWERS = Objective(answer_tokens=16)
 # Changes of the model that are not undone.
 _LASTING = ("compiled", "float8")
 
@@ -67,6 +70,7 @@ class Side:
     float8: bool = False
     recomputes: bool = False
     times_the_clips: int = 1  # for one that leaves room for more
+    objective: Objective = field(default_factory=Objective)
 
 
 # The order matters, because compiled or converted parts stay so.
@@ -77,9 +81,16 @@ SIDES = {
     "ours, own length": Side(),
     "ours, own length, in proportion": Side(in_proportion=True, times_the_clips=2),
     "ours, own length, activations recomputed": Side(recomputes=True),
+    "ours, own length, answers": Side(objective=ANSWERS),
+    "ours, own length, answers, KL": Side(objective=replace(ANSWERS, distance="kl")),
     "compiled, 30 s windows": Side("full", compiled=True),
     "compiled, own length": Side(compiled=True),
     "compiled, own length, in proportion": Side(compiled=True, in_proportion=True, times_the_clips=2),
+    "compiled, own length, answers": Side(compiled=True, objective=ANSWERS),
+    "compiled, own length, answers, KL": Side(compiled=True, objective=replace(ANSWERS, distance="kl")),
+    "compiled, own length, in proportion, answers": Side(
+        compiled=True, in_proportion=True, times_the_clips=2, objective=ANSWERS
+    ),
     "float8, 30 s windows": Side("full", compiled=True, float8=True),
     "float8, own length": Side(compiled=True, float8=True),
     "float8, own length, in proportion": Side(
@@ -219,8 +230,9 @@ class GpuBench:
         model.adapter = replace(model.adapter, tokens_per_second=rate)
         model.encoder = replace(model.encoder, context=side.context)
         queries = model.adapter.num_virtual_tokens
-        batch = Batch(rows, padded_samples(SECONDS[1]), TOKENS[1], queries)
-        once = self._work_of(self.config, self.device)
+        answer = side.objective.answer_tokens
+        batch = Batch(rows, padded_samples(SECONDS[1]), TOKENS[1], queries, answer)
+        once = replace(self._work_of(self.config, self.device), objective=side.objective)
         flops = count_flops(model, self.parts, batch, once)
         work = replace(once, recomputes=side.recomputes, compiles=side.compiled)
         run = Run(self.config)
@@ -263,15 +275,25 @@ class GpuBench:
             ours = OurTraining(self.model, autocast, tokens_per_second=TOKENS_PER_SECOND)
             if self.device.type == "cuda":
                 batch = batch.pin_memory()
+            after = self._answers(len(batch), side.objective.answer_tokens)
 
             def losses(parts: Parts) -> tuple[Tensor, Tensor]:
-                return ours.losses(batch.to(self.device), variant, parts)
+                return ours.losses(batch.to(self.device), variant, parts, side.objective, after)
 
         def step() -> float:
             parts = NoParts()
             return training_step(lambda: losses(parts), self.optimizer, clip, parts)
 
         return step
+
+    def _answers(self, rows: int, tokens: int) -> Continuation | None:
+        """A random answer of so many tokens for each row; None: the paper's one position."""
+        if tokens == 0:
+            return None
+        generator = torch.Generator().manual_seed(rows)
+        ids = torch.randint(self.parts.llm.vocab_size, (rows, tokens), generator=generator).tolist()
+        suffixes = [self.model.suffix_ids.tolist()] * rows
+        return Continuation.of(suffixes, [Answer(row, False) for row in ids]).to(self.device)
 
     def _change(self, side: Side) -> None:
         if side.float8 and "float8" not in self.changed:

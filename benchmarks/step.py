@@ -17,10 +17,11 @@ from benchmarks.published_training import TEXT_TOKENS
 from diva.data.batch import SpeechBatch
 from diva.models import adapter as adapter_module
 from diva.models.modeling import DivaForConditionalGeneration
+from diva.training.answers import Continuation
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
 from diva.training.frozen import FrameTable, FrozenParts, TeacherTable
 from diva.training.losses import Objective
-from diva.training.step import loss_sums
+from diva.training.step import loss_sums, position_weights
 
 Losses = tuple[Tensor, Tensor]
 
@@ -67,8 +68,15 @@ class OurTraining:
             and (not variant.reads_in_proportion or self.model.config.adapter.kind == "qformer")
         )
 
-    def losses(self, batch: SpeechBatch, variant: Variant, parts: Parts) -> Losses:
-        """L_distill and L_align of a batch."""
+    def losses(
+        self,
+        batch: SpeechBatch,
+        variant: Variant,
+        parts: Parts,
+        objective: Objective | None = None,
+        after: Continuation | None = None,
+    ) -> Losses:
+        """L_distill and L_align of a batch; with `after`, over the answers that follow the speech."""
         assert self.can(variant)
         with ExitStack() as stack:
             model = stack.enter_context(self._as(variant))
@@ -77,8 +85,12 @@ class OurTraining:
             teacher = self.teacher if variant.teacher == "kept" else None
             frozen = FrozenParts(model, frames, teacher)
             parts.start()
-            sums = loss_sums(model, frozen, batch, Objective(), distills=variant.distills, on_stage=parts.end)
-            return sums.distill / batch.valid.sum(), sums.align / batch.tokens.sum()
+            objective = objective or Objective()
+            sums = loss_sums(
+                model, frozen, batch, objective, distills=variant.distills, after=after, on_stage=parts.end
+            )
+            positions = position_weights(batch, after, objective).sum()
+            return sums.distill / positions, sums.align / batch.tokens.sum()
 
     @contextmanager
     def _as(self, variant: Variant) -> Iterator[DivaForConditionalGeneration]:

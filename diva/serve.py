@@ -199,7 +199,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
         "--max-new-tokens",
         type=count,
         default=512,
-        help="the most of an answer, whatever is asked for",
+        help="most tokens of an answer; a request for more gets this number",
     )
     add_parts(parser)
     arguments, others = parser.parse_known_args()

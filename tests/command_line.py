@@ -55,6 +55,14 @@ class Command:
             self.process = _PROCESSES.Process(target=_main, args=given)
             self.process.start()
 
+    @property
+    def pid(self) -> int:
+        return self.process.pid or 0
+
+    def poll(self) -> int | None:
+        """The exit status; None while it runs."""
+        return self.process.exitcode
+
     def wait(self, timeout: float) -> subprocess.CompletedProcess:
         self.process.join(timeout)
         status = self.process.exitcode

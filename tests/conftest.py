@@ -5,13 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_llm, make_tokenizer, make_whisper, write_release
+from tiny import make_llm, make_model, make_tokenizer, make_whisper, write_release
 
-from diva.models.build import build
-from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
-from diva.models.parts import load_tokenizer
+from diva.models.modeling import DivaForConditionalGeneration
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with whole runs go first, so that no core waits at the end for one that has just begun its longest file."""
+    slow = {item.path for item in items if item.get_closest_marker("integration")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +28,12 @@ def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)
     return make_whisper(tmp_path_factory.mktemp("models") / "whisper")
+
+
+@pytest.fixture
+def tiny_model(tiny_whisper: Path, tiny_llm: Path) -> DivaForConditionalGeneration:
+    """A model of its own for each test, in float32."""
+    return make_model(tiny_whisper, tiny_llm)
 
 
 @pytest.fixture(scope="session")
@@ -58,11 +68,7 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def export(tiny_whisper: Path, tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export of a model whose adapter is not what `build` would start from."""
     folder = tmp_path_factory.mktemp("run") / "export"
-    config = DivaConfig(
-        EncoderConfig(str(tiny_whisper)), AdapterConfig(num_query_tokens=12), LLMConfig(str(tiny_llm))
-    )
-    torch.manual_seed(5)
-    model = build(config, load_tokenizer(str(tiny_llm)))
+    model = make_model(tiny_whisper, tiny_llm, 5, "bfloat16")
     torch.nn.init.normal_(model.adapter.projection.weight)
     model.save_pretrained(folder)
     return folder

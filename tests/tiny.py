@@ -1,9 +1,11 @@
 """Tiny random models in transformers' format, and a tiny corpus in Common Voice's layout."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
@@ -13,6 +15,11 @@ from transformers import (
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
 )
+
+from diva.models.build import build
+from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
+from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.parts import load_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
@@ -94,6 +101,20 @@ def make_whisper(folder: Path, decoder_layers: int = 2) -> Path:
     WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
+
+
+def make_model(
+    whisper: Path, llm: Path, seed: int = 0, frozen_dtype: str = "float32", **adapter: Any
+) -> DivaForConditionalGeneration:
+    """A DiVA of tiny parts with 12 virtual tokens; `adapter` are further values of its config."""
+    config = DivaConfig(
+        EncoderConfig(str(whisper)),
+        AdapterConfig(num_query_tokens=12, **adapter),
+        LLMConfig(str(llm)),
+        frozen_dtype,
+    )
+    torch.manual_seed(seed)
+    return build(config, load_tokenizer(str(llm)))
 
 
 def noise(seconds: float, seed: int) -> np.ndarray:

@@ -27,6 +27,7 @@ from diva.data.manifest import (
     with_distinct_ids,
     write_skipped,
 )
+from diva.data.teacher_text import check_template, with_teacher_text
 from diva.errors import UserError
 
 _TOKENIZE_AT_ONCE = 10_000  # transcripts
@@ -52,6 +53,7 @@ class SpeechDataModule(LightningDataModule):
         decoded_cache_gb: if the decoded waveforms fit in this (10^9 bytes), they are decoded once, before training.
         num_workers: processes that load batches, for each loader.
         skipped_tsv: file that lists the skipped clips.
+        teacher_text: what the teacher reads of a clip, a template (`diva.data.teacher_text`); null: its transcript.
     """
 
     def __init__(
@@ -73,8 +75,11 @@ class SpeechDataModule(LightningDataModule):
         decoded_cache_gb: float = 2.0,
         num_workers: int = 2,
         skipped_tsv: str | Path = "skipped.tsv",
+        teacher_text: str | None = None,
     ):
         super().__init__()
+        if teacher_text is not None:
+            check_template(teacher_text)
         self.corpus = corpus
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
@@ -91,6 +96,7 @@ class SpeechDataModule(LightningDataModule):
         self.decoded_cache_gb = decoded_cache_gb
         self.num_workers = num_workers
         self.skipped_tsv = Path(skipped_tsv)
+        self.teacher_text = teacher_text
         self._splits: dict[str, Manifest] = {}
         # Splits whose batches hold no waveforms, because the encoder frames of their clips are cached. It applies to
         # loaders that are made after a change.
@@ -126,6 +132,8 @@ class SpeechDataModule(LightningDataModule):
             # A fixed seed: runs with different seeds must use the same clips.
             chosen = np.random.default_rng(0).permutation(len(manifest))[:limit]
             manifest = replace(manifest.select(chosen), unused=len(manifest) - limit)
+        if self.teacher_text is not None:
+            manifest = with_teacher_text(manifest, self.teacher_text)
         return decode_once(manifest, self.decoded_cache_gb, self.num_workers)
 
     @property

@@ -16,6 +16,8 @@ from diva.audio.decoding import decode, duration_of
 from diva.audio.frames import SAMPLE_RATE, WHISPER_SECONDS
 from diva.errors import AudioFault, UserError
 
+# A column that `diva.data.teacher_text` adds: what the teacher reads instead of `text`.
+TEACHER_TEXT = "teacher_text"
 # Columns that every manifest has. If the corpus has another column with such a name, that column gets a prefix.
 _OWN_COLUMNS = ("clip_id", "text", "duration", "speaker")
 # Reasons that are only clear with an example.
@@ -127,6 +129,16 @@ class Manifest:
     def text(self, index: int) -> str:
         return self.clips["text"][int(index)].as_py()
 
+    @property
+    def has_teacher_text(self) -> bool:
+        """Whether the teacher reads another text than the transcript."""
+        return TEACHER_TEXT in self.clips.column_names
+
+    @property
+    def teacher_texts(self) -> pa.ChunkedArray:
+        """What the teacher reads of each clip, string [n]."""
+        return self.clips[TEACHER_TEXT if self.has_teacher_text else "text"]
+
     def waveform(self, index: int) -> np.ndarray:
         """Float32 mono at 16 kHz, [S]. Raises AudioFault, also if it is shorter than its listed duration."""
         waveform = self.audio.waveform(int(self.rows[index]))
@@ -192,7 +204,8 @@ def named_columns(columns: Mapping[str, pa.ChunkedArray], **own: str | None) -> 
     """
     named = {ours: columns[theirs] for ours, theirs in own.items() if theirs is not None}
     further = {name: values for name, values in columns.items() if name not in own.values()}
-    return named | {f"corpus_{name}" if name in _OWN_COLUMNS else name: further[name] for name in further}
+    ours = (*_OWN_COLUMNS, TEACHER_TEXT)
+    return named | {f"corpus_{name}" if name in ours else name: further[name] for name in further}
 
 
 def sound_clips(

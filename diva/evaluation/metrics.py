@@ -271,7 +271,7 @@ class WeightedF1:
         if _only_recorded(answers):
             raise Unavailable(WITHOUT_REFERENCES)
         rows = label_rows(answers, self.labels, self.failed_as)
-        return Measure(rows, lambda r: _f1(r, average="weighted"), _of_unknown(rows, "are left out"))
+        return Measure(rows, lambda r: _f1(r, average="weighted"), _of_unknown(rows, "are not scored"))
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ class F1:
             raise Unavailable(WITHOUT_REFERENCES)
         rows = label_rows(answers, self.labels, self.failed_as)
         positive = np.where(np.isnan(rows), np.nan, rows == list(self.labels).index(self.positive))
-        return Measure(positive, _f1, _of_unknown(rows, "are left out"))
+        return Measure(positive, _f1, _of_unknown(rows, "are not scored"))
 
 
 # ---- translations

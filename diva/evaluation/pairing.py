@@ -12,11 +12,11 @@ _PERMUTATIONS = 100
 # In standard deviations of shuffled pairings. Below the first, a pairing is no better than chance. Above the second, it
 # is not by chance.
 _CHANCE, _NO_ACCIDENT = 2.0, 5.0
-# Number of answers. With so many, a right file whose scores have a correlation of 0.3 with word overlap lies 4.7
-# deviations above chance. So it falls below _CHANCE once in 300 times. Scores of qa-metrics have a higher correlation,
-# because they are computed from that overlap.
+# Number of answers that are enough. With 250, a right file whose scores have a correlation of 0.3 with word overlap
+# lies 4.7 deviations above chance. So it falls below _CHANCE once in 300 times. Scores of qa-metrics have a higher
+# correlation, because they are computed from that overlap.
 _ENOUGH = 250
-# A correlation needs so many answers with scores above one half, and so many below.
+# A correlation needs at least this number of answers with scores above one half, and of answers below.
 _OF_EACH = 10
 
 

@@ -21,7 +21,7 @@ from diva.terminal import progress_bar
 SAMPLES = "samples.jsonl"
 # Number of clips that are decoded at a time, to make batches of similar length.
 _BATCHES_AT_ONCE = 16
-# After so many failures in a row, the system is at fault, not the samples.
+# After this number of failures in a row, the fault is in the system, not in the samples.
 _FAILURES_IN_A_ROW = 20
 
 

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, TypeVar, cast
 
 import torch
@@ -239,6 +239,11 @@ class Tally(TorchDispatchMode):
 
 
 KNOWN: dict[str, Any] = {}  # counts, by what was counted
+_MODELS: dict[str, DivaForConditionalGeneration] = {}  # without storage, by what decides their shapes
+
+
+def _text(config: DivaConfig) -> str:
+    return config.to_json_string(use_diff=False)
 
 
 def remembered(count: Count) -> Count:
@@ -246,7 +251,7 @@ def remembered(count: Count) -> Count:
 
     @wraps(count)
     def look_up(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> Any:
-        key = repr((count.__name__, config.to_json_string(use_diff=False), parts.description, batch, work))
+        key = repr((count.__name__, _text(config), parts.description, batch, work))
         if key not in KNOWN:
             KNOWN[key] = count(config, parts, batch, work)
         return copy.copy(KNOWN[key])
@@ -277,29 +282,14 @@ def count_bytes(config: DivaConfig, parts: Architecture, batch: Batch, work: Wor
     return {stage: value if stage == "end" else _COMPILED * value for stage, value in held.items()}
 
 
-@remembered
-def bound_bytes(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> float:
-    """An upper bound of all bytes on a device in a step, including weights and AdamW's state.
-
-    It is faster to compute than `count_bytes`. It assumes that all bytes grow with the layers of the deepest part.
-    """
-    with fake_tensors(), attention_on(work.accelerator):
-        model = prepare(config, parts.with_layers(BASE), work)
-        held = max(_tally(model, batch, work)[1].values())
-        weights, adapter = (sum(p.nbytes for p in m.parameters()) for m in (model, model.adapter))
-    # In addition to the weights: gradients, their buckets under DDP, and AdamW's two moments.
-    return max(1.0, max(parts.layers) / min(BASE)) * (weights + 4 * adapter + held)
-
-
 def _count(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> tuple[Figures, Figures]:
-    return _tally(prepare(config, parts, work), batch, work)
+    return _tally(prepared(config, parts, work), batch, work)
 
 
 def _tally(model: DivaForConditionalGeneration, batch: Batch, work: Work) -> tuple[Figures, Figures]:
     """FLOPs of each stage, and the peak bytes of the tensors that it makes."""
-    if work.trains and work.accumulates:
-        for parameter in model.adapter.parameters():
-            parameter.grad = torch.zeros_like(parameter)
+    for parameter in model.adapter.parameters():
+        parameter.grad = torch.zeros_like(parameter) if work.trains and work.accumulates else None
     flops: Figures = {}
     held: Figures = {}
     speech = _speech(
@@ -315,6 +305,14 @@ def _tally(model: DivaForConditionalGeneration, batch: Batch, work: Work) -> tup
         step(model, batch, work, mark, speech)
         held["end"] = tally.bytes
     return flops, held
+
+
+def prepared(config: DivaConfig, parts: Architecture, work: Work) -> DivaForConditionalGeneration:
+    """The model of `prepare` on fake tensors, made once per process: it takes as long as to count its step."""
+    key = repr((_text(config), parts.description, work.adapter_dtype, work.recomputes, work.compiles))
+    if key not in _MODELS:
+        _MODELS[key] = prepare(config, parts, work)
+    return _MODELS[key]
 
 
 def prepare(
@@ -335,11 +333,17 @@ def fill_prefix_cache(model: DivaForConditionalGeneration) -> None:
     model.student_states(torch.zeros(1, 1, width, device=model.prefix_ids.device))
 
 
+@cache
+def _one_mode() -> FakeTensorMode:
+    """The same one each time: a fake tensor works in its own mode only, and the models stay."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
 @contextmanager
 def fake_tensors() -> Iterator[None]:
     """Inside, tensors have shapes and no storage, and arithmetic on them takes no time."""
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with _one_mode():
             yield
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
         raise UserError(

@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 from diva.audio.frames import padded_samples
 from diva.data.manifest import Manifest
 from diva.errors import UserError
-from diva.planning.counting import Batch, Figures, Work, bound_bytes
+from diva.planning.bound import bound_bytes
+from diva.planning.counting import Batch, Figures, Work
 from diva.planning.lengths import lengths_of
 from diva.planning.run import Run
 from diva.training.distributed.devices import is_ddp, is_sharded, resident_bytes
@@ -164,7 +165,8 @@ def check_memory(config: DictConfig, train: Manifest, val: Collection[Manifest] 
 
 def _fits_easily(run: Run, room: int, batch: Batch, work: Work) -> bool:
     """Whether a fast upper bound already shows that the batch fits."""
-    return resident_bytes() + bound_bytes(run.model, run.parts, batch, work) <= room
+    bound = bound_bytes(run.model, run.parts, batch, work)
+    return bound is not None and resident_bytes() + bound <= room
 
 
 def _training_refusal(run: Run, room: int) -> str | None:

@@ -16,15 +16,18 @@ from diva.data.decoded import BYTES_PER_SECOND
 from diva.errors import UserError
 from diva.models.configuration import DivaConfig
 from diva.models.llm import decoder
-from diva.models.skeleton import Architecture, architecture, assemble
+from diva.models.skeleton import Architecture, architecture
 from diva.planning.counting import (
+    BASE,
     Batch,
     Figures,
+    Layers,
     Work,
     at_full_depth,
     count_bytes,
+    deepen,
     fake_tensors,
-    fill_prefix_cache,
+    prepared,
 )
 from diva.planning.lengths import ClipLengths, clip_lengths
 from diva.training.answers import AnswerSettings
@@ -34,6 +37,16 @@ from diva.training.losses import Objective
 
 # Lightning's precisions in which the adapter's weights are not float32.
 _TRUE = {"16-true": torch.float16, "bf16-true": torch.bfloat16}
+# The part whose layers each of the weights is of: 0 the encoder, 1 Whisper's decoder, 2 the LLM.
+_PARTS = {
+    "encoder": 0,
+    "encoder_layers": 0,
+    "adapter": 1,
+    "optimizer": 1,
+    "llm": 2,
+    "llm_layers": 2,
+    "prefix_cache": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -199,14 +212,16 @@ class Run:
         _ = self.work  # compute it first: it reads values from tensors, which fake tensors do not hold
 
         with fake_tensors():
-            figures = at_full_depth(
-                lambda layers: self._weights(self.parts.with_layers(layers)), self.parts.layers, (0, 1, 2)
-            )
-        return Weights(**{name: round(value) for name, value in figures.items()})
+            base, deeper = (self._weights(self.parts.with_layers(layers)) for layers in (BASE, deepen(1)))
+            figures = {
+                name: value + (self.parts.layers[_PARTS[name]] - BASE[_PARTS[name]]) * (deeper[name] - value)
+                for name, value in base.items()
+            }
+            whisper = at_full_depth(self._whisper, self.parts.layers, (0, 1))
+        return Weights(**{name: round(value) for name, value in (figures | whisper).items()})
 
     def _weights(self, parts: Architecture) -> Figures:
-        model = assemble(self.model, parts, self.work.adapter_dtype)
-        fill_prefix_cache(model)
+        model = prepared(self.model, parts, Work(adapter_dtype=self.work.adapter_dtype))
         cache: Any = model._prefix_cache.layers if model._prefix_cache else []
         layers: Any = decoder(model.llm).layers
         optimizer = make(self.config.optimizer.algorithm)(model.adapter.parameters())
@@ -222,8 +237,11 @@ class Run:
             "adapter": _bytes(model.adapter.parameters()),
             "optimizer": _bytes(state),
             "prefix_cache": _bytes(t for layer in cache for t in (layer.keys, layer.values)),
-            "whisper_parameters": sum(p.numel() for p in AutoModel.from_config(parts.encoder).parameters()),
         }
+
+    def _whisper(self, layers: Layers) -> Figures:
+        whisper = AutoModel.from_config(self.parts.with_layers(layers).encoder)
+        return {"whisper_parameters": sum(p.numel() for p in whisper.parameters())}
 
 
 def _bytes(tensors: Any) -> int:

@@ -67,7 +67,6 @@ NAMES = {
     "train/loss": "training loss",
     "train/align": "alignment loss, per token",
     "train/distill": "distillation loss, per clip",
-    "val/kl": "KL to the text teacher, nats",
     "alignment_accuracy": "alignment accuracy",
     "first_token_agreement": "first-token agreement with the text teacher",
     "kl": "KL to the text teacher, nats",
@@ -100,7 +99,8 @@ NAMES = {
 
 
 def named(key: str) -> str:
-    """The name for a reader; without one, the key without underscores."""
+    """The name for a reader; without one, the key without underscores. `val/` before a metric is not shown."""
+    key = key.removeprefix("val/")
     return NAMES.get(key) or key.removeprefix("val_").replace("_", " ")
 
 

@@ -18,35 +18,36 @@ from matplotlib.lines import Line2D
 from diva.plots import style
 from diva.plots.curves import series
 from diva.sweeps.table import Group, Results
+from diva.training.measures import lower_is_better
 
-_FIGURE = "val/kl"
+METRIC = "val/kl"
 _LINES: dict[str, Any] = {"finished": "-", "pruned": "--", "failed": ":", "unfinished": "-."}
 _MOST_COLORS = 6  # of lines on white
 _MISSING = "lightgrey"
 _DECADES = 1.5  # a numeric key that spans more gets a logarithmic axis
 
 
-def draw(results: Results, path: Path) -> None:
+def draw(results: Results, path: Path, metric: str = METRIC) -> None:
     """Write the picture to `path`."""
-    path.write_bytes(style.png(picture(results)))
+    path.write_bytes(style.png(picture(results, metric)))
 
 
 @style.applied()
-def picture(results: Results) -> Figure:
-    """KL over the varied keys; below it, training loss and KL over steps; legends on the right."""
+def picture(results: Results, metric: str = METRIC) -> Figure:
+    """A metric of validation over the varied keys; below it, training loss and the metric over steps; legends right."""
     figure = Figure(figsize=(style.WIDTH, 5.6))
     places: list[Any] = [["varied", "varied", "legend"], ["loss", "measure", "runs"]]
     axes = figure.subplot_mosaic(places, width_ratios=(1.0, 1.0, 0.62))
-    colors = _colors(results)
+    colors = _colors(results, metric)
     if len(results.varied) > 2:
-        _parallel_coordinates(axes["varied"], results)
+        _parallel_coordinates(axes["varied"], results, metric)
     else:
-        _scatter(axes["varied"], results, colors)
-    axes["varied"].set_title(f"{style.named(_FIGURE)}, by what was varied")
-    for name, column in (("loss", "train/loss"), ("measure", _FIGURE)):
+        _scatter(axes["varied"], results, metric, colors)
+    axes["varied"].set_title(f"{style.named(metric)}, by what was varied")
+    for name, column in (("loss", "train/loss"), ("measure", metric)):
         _curves(axes[name], results, column, colors)
         axes[name].set(xlabel="optimizer step", title=textwrap.fill(style.named(column), 27))
-    if axes["measure"].lines:
+    if axes["measure"].lines and lower_is_better(metric):
         style.logarithmic(axes["measure"])
     if len(results.varied) == 2:
         _legend(axes["legend"], results.varied[1], _named(axes["varied"]))
@@ -58,7 +59,7 @@ def picture(results: Results) -> Figure:
         for state, line in _LINES.items()
         if state in states
     }
-    title = " ".join(results.varied) if few else f"dark: low {style.named(_FIGURE)}"
+    title = " ".join(results.varied) if few else f"dark: best {style.named(metric)}"
     _legend(axes["runs"], title, groups | (lines if len(lines) > 1 else {}))
     for name in ("legend", "runs"):
         axes[name].set_axis_off()
@@ -76,29 +77,29 @@ def _legend(place: Axes, title: str, entries: Mapping[str, Artist]) -> None:
     place.legend(list(entries.values()), list(entries), title=title, loc="center left", alignment="left")
 
 
-def _colors(results: Results) -> list:
+def _colors(results: Results, metric: str) -> list:
     """A colour for each group: distinct colours for few groups, a scale from good to bad for many."""
     if len(results.groups) <= _MOST_COLORS:
         return list(style.COLOURS[: len(results.groups)])
-    means = [_mean(group) for group in results.groups]
+    means = [_mean(group, metric) for group in results.groups]
     known = [mean for mean in means if mean is not None]
-    return [_shade(mean, known) for mean in means]
+    return [_shade(mean, known, metric) for mean in means]
 
 
-def _mean(group: Group) -> float | None:
-    values = group.figure(_FIGURE)
+def _mean(group: Group, metric: str) -> float | None:
+    values = group.figure(metric)
     return statistics.fmean(values) if values else None
 
 
-def _shade(mean: float | None, known: list[float]):
+def _shade(mean: float | None, known: list[float], metric: str):
     """From dark (best) to light; grey for a group without the metric."""
     if mean is None:
         return _MISSING
-    low, high = min(known), max(known)
-    return colormaps["viridis"](0.9 * (mean - low) / (high - low) if high > low else 0.0)
+    best, worst = (min(known), max(known)) if lower_is_better(metric) else (max(known), min(known))
+    return colormaps["viridis"](0.9 * (mean - best) / (worst - best) if worst != best else 0.0)
 
 
-def _scatter(axes: Axes, results: Results, colors: list) -> None:
+def _scatter(axes: Axes, results: Results, metric: str, colors: list) -> None:
     """A point for each finished run, a bar for each group's mean, a colour for each value of the second varied key."""
     keys = [group.values[0] if group.values else "all runs" for group in results.groups]
     numbers = numeric(keys)
@@ -106,7 +107,7 @@ def _scatter(axes: Axes, results: Results, colors: list) -> None:
     seconds = [group.values[1] if len(group.values) > 1 else "" for group in results.groups]
     shades = dict(zip(dict.fromkeys(seconds), cycle(style.COLOURS[:_MOST_COLORS]), strict=False))
     for group, place, second, color in zip(results.groups, places, seconds, colors, strict=True):
-        values = group.figure(_FIGURE)
+        values = group.figure(metric)
         if not values:
             continue
         color = shades[second] if second else color
@@ -121,17 +122,17 @@ def _scatter(axes: Axes, results: Results, colors: list) -> None:
     axes.set_xlabel(results.varied[0] if results.varied else "")
 
 
-def _parallel_coordinates(axes: Axes, results: Results) -> None:
+def _parallel_coordinates(axes: Axes, results: Results, metric: str) -> None:
     """A line for each group with the metric, from the value of each varied key to the metric; dark lines are good."""
-    groups = [group for group in results.groups if group.figure(_FIGURE)]
-    means = [statistics.fmean(group.figure(_FIGURE)) for group in groups]
+    groups = [group for group in results.groups if group.figure(metric)]
+    means = [statistics.fmean(group.figure(metric)) for group in groups]
     columns = [[group.values[index] for group in groups] for index in range(len(results.varied))]
     scaled = [_scaled(axes, place, column) for place, column in enumerate(columns)]
     scaled.append(_scaled(axes, len(columns), [f"{mean:.4g}" for mean in means]))
     for index, mean in enumerate(means):
-        axes.plot([column[index] for column in scaled], color=_shade(mean, means), alpha=0.8)
-    names = [*results.varied, style.named(_FIGURE)]
-    axes.set_xticks(range(len(scaled)), [name.replace(".", ".\n", 1) for name in names])
+        axes.plot([column[index] for column in scaled], color=_shade(mean, means, metric), alpha=0.8)
+    names = [name.replace(".", ".\n", 1) for name in results.varied]
+    axes.set_xticks(range(len(scaled)), [*names, textwrap.fill(style.named(metric), 16)])
     axes.set(yticks=[], ylim=(-0.05, 1.05))
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)

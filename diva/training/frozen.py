@@ -78,11 +78,13 @@ class FrozenParts:
         cached_frames: "FrameTable | None" = None,
         cached_teacher: "TeacherTable | None" = None,
         answers: AnswerTable | None = None,
+        teacher_texts: Transcripts | None = None,
     ):
         self.model = model
         self.cached_frames = cached_frames
         self.cached_teacher = cached_teacher
         self.answers = answers
+        self.teacher_texts = teacher_texts  # None: the teacher reads the batch's transcripts
 
     @classmethod
     def of_split(
@@ -95,7 +97,10 @@ class FrozenParts:
         distilled: int | None = None,
         make_answers: Callable[[Transcripts], AnswerTable] | None = None,
     ) -> "FrozenParts":
-        """With the tables that save time in a run that encodes and distils so many samples of the split (None: all)."""
+        """With the tables that save time in a run that encodes `heard` and distils `distilled` samples of the split.
+
+        None stands for the whole split, once.
+        """
         clips, encoder = len(manifest), model.encoder
         weight = encoder.whisper.conv1.weight
         size = frames_bytes(manifest.durations, encoder.whisper.config.d_model, weight.dtype)
@@ -109,7 +114,7 @@ class FrozenParts:
             teacher = TeacherTable.build(model, transcripts, answers)
         if precompute.caches_frames(clips, heard, size, encoder.context, decoded):
             frames = FrameTable.build(model, manifest)
-        return cls(model, frames, teacher, answers)
+        return cls(model, frames, teacher, answers, transcripts if manifest.has_teacher_text else None)
 
     @property
     def need_waveforms(self) -> bool:
@@ -130,9 +135,19 @@ class FrozenParts:
         """h_teacher of a batch, [B, D], or [B, P, D] with a continuation. Values in empty rows have no meaning."""
         if self.cached_teacher is not None and (after is None or after.rows is not None):
             return self.cached_teacher(batch, after)
+        read = (batch.token_ids, batch.tokens) if self.teacher_texts is None else self._texts_of(batch)
         if after is None:
-            return self.model.teacher_states(batch.token_ids, batch.tokens)
-        return self.model.teacher_states(batch.token_ids, batch.tokens, after.ids, after.at)
+            return self.model.teacher_states(*read)
+        return self.model.teacher_states(*read, after.ids, after.at)
+
+    def _texts_of(self, batch: SpeechBatch) -> tuple[Tensor, Tensor]:
+        """Token ids [B, N] of what the teacher reads, and their number [B], on the batch's device."""
+        assert self.teacher_texts is not None
+        device = batch.tokens.device
+        # XLA would compile every new width.
+        width = self.teacher_texts.longest if device.type == "xla" else 0
+        ids, tokens = self.teacher_texts.of_clips(batch.clip_ids, width)
+        return ids.to(device), tokens.to(device)
 
 
 def state_bytes(model: DivaForConditionalGeneration) -> int:

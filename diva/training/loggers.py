@@ -35,6 +35,6 @@ def _call(logger: Logger, function: Callable, failed: list[Exception], *args: An
         failed.append(error)
         said = " ".join(str(error).split())[:200]
         say(
-            f"{type(logger).__name__} failed and is left out from now on ({type(error).__name__}: {said});"
+            f"{type(logger).__name__} failed and is not used from now on ({type(error).__name__}: {said});"
             " metrics.csv has all figures"
         )

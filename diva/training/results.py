@@ -90,8 +90,9 @@ def sample_responses(module: Any, data: Any, count: int) -> list[Response]:
             spoken = manifest.waveform(index)
         except AudioFault:
             continue  # this clip cannot be decoded; validation has already counted it as skipped
+        read = manifest.teacher_texts[index].as_py()
         turns = [
-            [{"role": "user", "content": text}],
+            [{"role": "user", "content": read}],
             [{"role": "user", "content": [{"type": "audio", "audio": spoken}]}],
         ]
         answers = []

@@ -1,9 +1,11 @@
-"""The distinct transcripts of a split, and the cache keys of what is computed from them."""
+"""The distinct transcripts of a split, as the teacher reads them, and the cache keys of what is computed from them."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from diva.data.batch import transcript_tokens
@@ -14,18 +16,31 @@ _FORMAT = "3"
 
 @dataclass(frozen=True)
 class Transcripts:
-    """Token ids of each distinct transcript of a split. Their order depends on the transcripts only."""
+    """Token ids of each distinct text that the teacher reads in a split. Their order depends on the texts only."""
 
     distinct: list[tuple[int, ...]]
     numbers: dict[str, int]  # clip id -> index into `distinct`
 
     @classmethod
     def of(cls, manifest: Manifest, tokenizer: PreTrainedTokenizerBase) -> "Transcripts":
-        read = [tuple(ids) for ids in transcript_tokens(tokenizer, manifest.clips["text"].to_pylist())]
+        read = [tuple(ids) for ids in transcript_tokens(tokenizer, manifest.teacher_texts.to_pylist())]
         distinct = sorted(set(read), key=lambda ids: (len(ids), ids))
         number = {ids: number for number, ids in enumerate(distinct)}
         clip_ids = manifest.clips["clip_id"].to_pylist()
         return cls(distinct, {clip_id: number[ids] for clip_id, ids in zip(clip_ids, read, strict=True)})
+
+    def of_clips(self, clip_ids: Sequence[str], width: int = 0) -> tuple[Tensor, Tensor]:
+        """Token ids [B, N], zero-padded to at least `width`, and their number [B]; none for an empty row."""
+        rows = [self.distinct[self.numbers[clip_id]] if clip_id else () for clip_id in clip_ids]
+        ids = torch.zeros(len(rows), max(width, *map(len, rows)), dtype=torch.long)
+        for row, of_row in enumerate(rows):
+            ids[row, : len(of_row)] = torch.tensor(of_row)
+        return ids, torch.tensor([len(of_row) for of_row in rows])
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text."""
+        return max(map(len, self.distinct), default=0)
 
 
 def weights_digest(module: nn.Module) -> str:

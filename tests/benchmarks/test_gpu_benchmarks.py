@@ -9,7 +9,8 @@ from benchmarks import gpu, gpu_generation, quarter_hour
 from diva.planning import memory
 
 SIDES = ["published pattern", "ours, own length", "ours, own length, in proportion",
-         "ours, own length, activations recomputed"]  # fmt: skip
+         "ours, own length, activations recomputed", "ours, own length, answers",
+         "ours, own length, answers, KL"]  # fmt: skip
 
 
 @pytest.fixture
@@ -39,6 +40,9 @@ def test_each_side_takes_a_step_and_has_its_share_of_the_peak(rows, monkeypatch)
     assert again["tflop_per_clip"] == own["tflop_per_clip"], "what is computed twice counts once"
     assert again["planned_gigabytes"] <= own["planned_gigabytes"]
     assert 0 < proportion["tflop_per_clip"] <= own["tflop_per_clip"]
+    answers, divergence = (found[SIDES[number]] for number in (4, 5))
+    assert own["tflop_per_clip"] < answers["tflop_per_clip"] < divergence["tflop_per_clip"]
+    assert len({row["loss"] for row in (own, answers, divergence)}) == 3
 
 
 def test_a_batch_that_does_not_fit_is_halved_until_it_does(rows, monkeypatch):

@@ -288,7 +288,7 @@ def test_a_failed_line_of_a_file_need_not_say_what_is_right():
     f1, accuracy = figures(of, [F1(YES_NO, "Yes"), Accuracy(YES_NO)])
     assert (f1.value, f1.n, f1.errors) == (pytest.approx(2 / 3), 3, 1)
     assert (accuracy.value, accuracy.n, accuracy.errors) == (2 / 4, 4, 1)
-    assert f1.note == "what is right is not known of 1 failed answers, which are left out"
+    assert f1.note == "what is right is not known of 1 failed answers, which are not scored"
     (weighted,) = figures(of, [WeightedF1(YES_NO, "false")])
     assert (weighted.value, weighted.n) == (pytest.approx((1 * 2 / 3 + 2 * 2 / 3) / 3), 3)
 

@@ -7,16 +7,12 @@ import numpy as np
 import pytest
 import torch
 from command_line import Command, losses
-from tiny import noise
+from steps import batch_of, both_losses, learn
+from tiny import make_model, noise
 
-from diva.audio.frames import pad_clips
 from diva.data.batch import SpeechBatch
-from diva.models.build import build
-from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.models.parts import load_tokenizer
 from diva.training.distributed.compilation import compile_layers
-from diva.training.losses import align_distances, distill_distances
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,10 +23,7 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture(scope="module")
 def on_cpu(tiny_whisper: Path, tiny_llm: Path) -> DivaForConditionalGeneration:
-    encoder, llm = EncoderConfig(str(tiny_whisper)), LLMConfig(str(tiny_llm))
-    config = DivaConfig(encoder, AdapterConfig(num_query_tokens=12), llm, frozen_dtype="float32")
-    torch.manual_seed(5)
-    return build(config, load_tokenizer(str(tiny_llm)))
+    return make_model(tiny_whisper, tiny_llm, 5)
 
 
 @pytest.fixture(scope="module")
@@ -40,59 +33,36 @@ def on_gpu(on_cpu: DivaForConditionalGeneration) -> DivaForConditionalGeneration
 
 @pytest.fixture
 def batch() -> SpeechBatch:
-    waveforms, samples = pad_clips([noise(seconds, seed) for seed, seconds in enumerate((0.7, 1.5, 2.1))])
-    ids = torch.randint(3, 300, (3, 9), generator=torch.Generator().manual_seed(0))
-    tokens = torch.tensor([9, 4, 6])
-    ids *= torch.arange(9) < tokens.unsqueeze(1)
-    return SpeechBatch(waveforms, samples, ids, tokens, torch.arange(3), list("abc"), waveforms.shape[1])
-
-
-def loss_of(model: DivaForConditionalGeneration, batch: SpeechBatch) -> torch.Tensor:
-    """Both losses of a batch, summed."""
-    batch = batch.to(model.prefix_ids.device)
-    v = model.virtual_tokens(batch.waveforms, batch.samples)
-    align, _ = align_distances(v, model.embed(batch.token_ids), batch.tokens)
-    student = model.student_states(v, batch.samples, batch.padded_samples)
-    return align.sum() + distill_distances(student, model.teacher_states(batch.token_ids, batch.tokens)).sum()
-
-
-def gradients(
-    model: DivaForConditionalGeneration, batch: SpeechBatch
-) -> tuple[float, dict[str, torch.Tensor]]:
-    model.adapter.zero_grad()
-    loss = loss_of(model, batch)
-    loss.backward()
-    return float(loss), {name: p.grad.cpu() for name, p in model.adapter.named_parameters()}
+    return batch_of(0.7, 1.5, 2.1)
 
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], share: float) -> None:
-    """Each gradient within this share of the largest."""
+    """Each gradient within this share of the largest of all."""
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=share * largest, msg=name)
 
 
 def test_losses_and_gradients_are_those_of_the_cpu(on_cpu, on_gpu, batch):
-    (loss, found), (expected_loss, expected) = gradients(on_gpu, batch), gradients(on_cpu, batch)
+    (loss, found), (expected_loss, expected) = learn(on_gpu, batch), learn(on_cpu, batch)
     assert loss == pytest.approx(expected_loss, rel=1e-4)
     assert_close(found, expected, 1e-3)
 
 
 def test_autocast_in_bfloat16_stays_near_float32(on_gpu, batch):
-    expected = float(loss_of(on_gpu, batch))
+    expected = float(sum(both_losses(on_gpu, batch)))
     with torch.autocast("cuda", torch.bfloat16):
         v = on_gpu.virtual_tokens(*(x.to(CUDA) for x in (batch.waveforms, batch.samples)))
         assert v.dtype == torch.bfloat16
-        found = float(loss_of(on_gpu, batch))
+        found = float(sum(both_losses(on_gpu, batch)))
     assert found == pytest.approx(expected, rel=0.05)
     assert found != expected
 
 
 def test_compiled_losses_and_gradients_are_the_uncompiled_ones(on_gpu, batch):
-    expected_loss, expected = gradients(on_gpu, batch)
     compiled = copy.deepcopy(on_gpu)
     compile_layers(compiled)
-    loss, found = gradients(compiled, batch)
+    (loss, found), (expected_loss, expected) = learn(compiled, batch), learn(on_gpu, batch)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert_close(found, expected, 1e-4)
 
@@ -126,7 +96,7 @@ def test_fused_adamw_steps_as_the_plain_one(on_gpu, batch):
         optimizer = torch.optim.AdamW(model.adapter.parameters(), lr=1e-3, weight_decay=0.1, fused=fused)
         for _ in range(3):
             optimizer.zero_grad()
-            loss_of(model, batch).backward()
+            sum(both_losses(model, batch)).backward()
             optimizer.step()
         states.append({name: weight.detach() for name, weight in model.adapter.named_parameters()})
     for name, weight in states[0].items():

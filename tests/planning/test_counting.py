@@ -16,6 +16,7 @@ from diva.planning.counting import (
     Tally,
     Work,
     _count,
+    _tally,
     attention_on,
     count_bytes,
     count_flops,
@@ -104,9 +105,19 @@ def test_fake_tensors_take_as_much_as_real_ones(small, work):
     batch = Batch(3, 40_000, 9, 48)
     with fake_tensors():
         flops, held = _count(small.model, small.parts, batch, work)
-    real_flops, real_held = _count(small.model, small.parts, batch, work)
+    real_flops, real_held = _tally(prepare(small.model, small.parts, work), batch, work)
     assert real_flops == flops
     assert real_held == pytest.approx(held, rel=0.01)
+
+
+def test_a_model_that_was_counted_before_counts_the_same(small):
+    """A step leaves gradients behind."""
+    batch, count = Batch(3, 40_000, 9, 48), partial(_count, small.model, small.parts)
+    works = [WORKS["both"], replace(WORKS["both"], accumulates=False)]
+    with fake_tensors():
+        fresh = [_tally(prepare(small.model, small.parts, work), batch, work) for work in works]
+        again = [count(batch, work) for work in (*works, works[0])]
+    assert again == [*fresh, fresh[0]]
 
 
 def test_virtual_tokens_that_are_not_read_are_not_counted(small):

@@ -1,14 +1,18 @@
 """What a run needs in memory, what would fit, and the refusal of what cannot."""
 
 import pytest
+from llms import make_llm_of
 from omegaconf import OmegaConf
 
 import diva.planning.memory
 import diva.planning.run
 from diva.data.corpora.common_voice import CommonVoice
 from diva.errors import UserError
-from diva.plan import compose, make_plan
-from diva.planning.memory import check_memory, memory_of, resident
+from diva.plan import compose
+from diva.planning.bound import bound_bytes
+from diva.planning.counting import count_bytes
+from diva.planning.duration import Timing
+from diva.planning.memory import check_memory, largest_micro_batch, largest_val_batch, memory_of, resident
 from diva.planning.run import Run
 from diva.training.distributed.devices import Device, is_sharded
 
@@ -33,7 +37,7 @@ def test_sharing_out_leaves_each_device_a_part():
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not():
     overrides = ["experiment=diva_llama3_8b", "hardware=gpu_ddp", NO_DATA, *GIVEN]
-    largest = make_plan(compose(overrides)).largest_micro_batch
+    largest = largest_micro_batch(Run(compose(overrides)))
     for rows, fits in ((largest, True), (largest + 2, False)):
         run = Run(compose([*overrides, f"hardware.micro_batch_size={rows}"]))
         assert (memory_of(run).device_total <= run.device.memory) == fits
@@ -41,20 +45,22 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not():
 
 def test_the_largest_validation_batch_fits_and_the_next_does_not():
     overrides = ["experiment=diva_llama3_8b", "hardware=gpu_ddp", NO_DATA, *GIVEN, "plan.device_memory_gb=50"]
-    largest = make_plan(compose(overrides)).largest_val_batch
+    largest = largest_val_batch(Run(compose(overrides)))
     for rows, fits in ((largest, True), (largest + 1, False)):
         run = Run(compose([*overrides, f"data.val_batch_size={rows}", "hardware.micro_batch_size=1"]))
         assert (memory_of(run).device_total <= run.device.memory) == fits
-    plan = make_plan(compose([*overrides, "plan.device_memory_gb=35"]))
-    assert plan.largest_val_batch == 0
+    assert largest_val_batch(Run(compose([*overrides, "plan.device_memory_gb=35"]))) == 0
 
 
 def test_activation_checkpointing_saves_memory_and_costs_flops():
     overrides = ["experiment=diva_llama3_8b", "hardware=gpu_ddp", NO_DATA, *GIVEN]
-    plain = make_plan(compose(overrides))
-    saving = make_plan(compose([*overrides, "hardware.activation_checkpointing=true"]))
-    assert saving.memory.device["activations"] < plain.memory.device["activations"] / 3
-    assert sum(saving.flops_per_clip.values()) > 1.2 * sum(plain.flops_per_clip.values())
+    plain, saving = (
+        Run(compose([*overrides, f"hardware.activation_checkpointing={value}"]))
+        for value in ("false", "true")
+    )
+    assert memory_of(saving).device["activations"] < memory_of(plain).device["activations"] / 3
+    ours, theirs = (sum(Timing(run).flops_per_clip.values()) for run in (saving, plain))
+    assert ours > 1.2 * theirs
 
 
 @pytest.fixture
@@ -115,6 +121,31 @@ def test_validation_that_cannot_fit_is_refused_by_its_own_key(mini_clips, monkey
     assert 0.95 * room < needs <= room
     check_memory(compose([*given, f"data.val_batch_size={fits}"]), mini_clips, [mini_clips])
     assert diva.planning.memory._val_rows_within(1e7, run, batch, run.count_validation(batch)) == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "more"),
+    [(1, []), (32, ["model.encoder.context=full", "objective.answer_tokens=8", "objective.distance=kl"])],
+    ids=["mini", "full windows and answers"],
+)
+def test_the_quick_bound_is_above_what_is_counted(rows, more):
+    """By no more than a factor of eight, or it would show nothing."""
+    run = Run(compose(["precompute.teacher_states=false", "precompute.encoder_frames_gb=0", *more, NO_DATA]))
+    weights = run.weights
+    stays = weights.encoder + weights.llm + 4 * weights.adapter + weights.prefix_cache
+    for batch, work in (
+        (run.batch(rows, run.longest_samples), run.work),
+        (run.val_batch(rows, run.longest_samples), run.val_work),
+    ):
+        counted = stays + max(count_bytes(run.model, run.parts, batch, work).values())
+        assert 1.3 * counted < bound_bytes(run.model, run.parts, batch, work) < 8 * counted
+
+
+def test_no_bound_is_known_of_other_layers_than_the_usual(tmp_path, tiny_whisper):
+    run = Run(
+        compose([f"model.llm.name={make_llm_of('gpt_oss', tmp_path)}", f"model.encoder.name={tiny_whisper}"])
+    )
+    assert bound_bytes(run.model, run.parts, run.batch(1, 32_000), run.work) is None
 
 
 def test_memory_that_is_not_known_refuses_nothing(mini_clips, monkeypatch):

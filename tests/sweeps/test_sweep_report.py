@@ -79,3 +79,14 @@ def test_a_sweep_of_which_nothing_has_finished(tmp_path):
 def test_a_folder_without_runs_is_refused(tmp_path):
     with pytest.raises(UserError, match="no run of a sweep"):
         report(tmp_path, tmp_path)
+
+
+def test_the_picture_shows_the_metric_that_is_asked_for(tmp_path):
+    for number, (lr, value) in enumerate([("0.1", 0.5), ("0.2", 0.9)]):
+        write_run(tmp_path / str(number), [f"optimizer.lr={lr}"], value)
+    figure = picture(gather(find_runs(tmp_path)), "val/first_token_agreement")
+    varied = figure.axes[0]
+    assert varied.get_title(loc="left") == "first-token agreement with the text teacher, by what was varied"
+    assert [float(line.get_ydata()[0]) for line in varied.lines] == [0.5, 0.5, 0.9, 0.9]
+    with pytest.raises(UserError, match=r"val/nothing.*there are: val/kl, val/first_token_agreement"):
+        report(tmp_path, tmp_path, "val/nothing")

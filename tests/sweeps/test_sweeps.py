@@ -142,6 +142,16 @@ def sweep_in(folder: Path, *arguments: str) -> int:
     return sweep([*GRID, *arguments, f"hydra.sweep.dir={folder}"], "train", None)
 
 
+def test_a_sweep_ends_with_one_table(monkeypatch, tmp_path, capsys):
+    stand_in(monkeypatch, FINISHES)
+    assert sweep_in(tmp_path, "objective.align_weight=0.5,1", "seed=1,2") == 0
+    assert len(list(tmp_path.glob("*/summary.json"))) == 4
+    said = capsys.readouterr().out
+    for text in ("objective.align_weight", "val/kl", "0.5"):
+        assert text in said
+    assert said.count("objective.align_weight") == 1
+
+
 def test_a_sweep_continued_runs_only_what_has_not_finished(monkeypatch, tmp_path):
     counts = "open(sys.argv[1] + '/count', 'a').write('x')"
     failing = (

@@ -9,10 +9,6 @@ import pytest
 import torch
 
 from diva.errors import UserError
-from diva.models.build import build
-from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
-from diva.models.modeling import DivaForConditionalGeneration
-from diva.models.parts import load_tokenizer
 from diva.training.answer_table import AnswerTable
 from diva.training.answers import AnswerSettings
 from diva.training.transcripts import Transcripts
@@ -21,30 +17,19 @@ TRANSCRIPTS = Transcripts([(7,), (40, 41), (90, 8, 12)], {"a": 0, "b": 1, "c": 2
 
 
 @pytest.fixture
-def model(tiny_whisper: Path, tiny_llm: Path) -> DivaForConditionalGeneration:
-    config = DivaConfig(
-        EncoderConfig(str(tiny_whisper)),
-        AdapterConfig(num_query_tokens=12),
-        LLMConfig(str(tiny_llm)),
-        frozen_dtype="float32",
-    )
-    return build(config, load_tokenizer(str(tiny_llm)))
-
-
-@pytest.fixture
-def server(model):
+def server(tiny_model):
     """The address of a server that answers with token ids, and what it was asked. `gives` changes what it gives."""
-    end = model.generation_config.eos_token_id
+    end = tiny_model.generation_config.eos_token_id
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             service.asked.append(asked)
             prompt = torch.tensor([asked["prompt"]])
-            ids = model.llm.generate(prompt, max_new_tokens=asked["max_tokens"], do_sample=False)[
+            ids = tiny_model.llm.generate(prompt, max_new_tokens=asked["max_tokens"], do_sample=False)[
                 0, prompt.shape[1] :
             ]
-            text = model.processor.tokenizer.decode(ids, skip_special_tokens=True)
+            text = tiny_model.processor.tokenizer.decode(ids, skip_special_tokens=True)
             choice = {"text": text, "finish_reason": "stop" if int(ids[-1]) == end else "length"}
             if service.gives == "token ids":
                 choice["token_ids"] = ids.tolist()
@@ -78,42 +63,42 @@ def build_table(model, monkeypatch, cache: Path, given: AnswerSettings) -> Answe
     return AnswerTable.build(model, TRANSCRIPTS, 6, given)
 
 
-def test_a_server_gives_the_answers_of_the_llm(model, server, tmp_path, monkeypatch):
-    own = build_table(model, monkeypatch, tmp_path / "own", AnswerSettings())
-    table = build_table(model, monkeypatch, tmp_path / "served", settings(server))
+def test_a_server_gives_the_answers_of_the_llm(tiny_model, server, tmp_path, monkeypatch):
+    own = build_table(tiny_model, monkeypatch, tmp_path / "own", AnswerSettings())
+    table = build_table(tiny_model, monkeypatch, tmp_path / "served", settings(server))
     assert table.answers == own.answers
-    prefix, suffix = model.prefix_ids.tolist(), model.suffix_ids.tolist()
+    prefix, suffix = tiny_model.prefix_ids.tolist(), tiny_model.suffix_ids.tolist()
     prompts = [asked["prompt"] for asked in server.asked]
     assert sorted(prompts) == sorted([*prefix, *ids, *suffix] for ids in TRANSCRIPTS.distinct)
     assert {(asked["model"], asked["max_tokens"], asked["temperature"]) for asked in server.asked} == {
         ("tiny", 6, 0)
     }
-    build_table(model, monkeypatch, tmp_path / "served", settings(server))
+    build_table(tiny_model, monkeypatch, tmp_path / "served", settings(server))
     assert len(server.asked) == 3  # cached
 
 
-def test_samples_are_drawn_with_seeds_of_their_own(model, server, tmp_path, monkeypatch):
-    build_table(model, monkeypatch, tmp_path, settings(server, temperature=1.0, samples=2, seed=5))
+def test_samples_are_drawn_with_seeds_of_their_own(tiny_model, server, tmp_path, monkeypatch):
+    build_table(tiny_model, monkeypatch, tmp_path, settings(server, temperature=1.0, samples=2, seed=5))
     assert sorted(asked["seed"] for asked in server.asked) == [5, 6, 7, 8, 9, 10]
 
 
 def test_answers_that_their_text_does_not_give_exactly_are_counted(
-    model, server, tmp_path, monkeypatch, capsys
+    tiny_model, server, tmp_path, monkeypatch, capsys
 ):
     server.gives = "unknown text"
-    build_table(model, monkeypatch, tmp_path, settings(server))
+    build_table(tiny_model, monkeypatch, tmp_path, settings(server))
     said = " ".join(capsys.readouterr().err.split())
     assert "http://127.0.0.1" in said
     assert "returns no token ids: 3 of 3 answers are not exactly the tokens that were said" in said
 
 
-def test_a_server_that_refuses_or_is_not_there_is_one_line(model, server, tmp_path, monkeypatch):
+def test_a_server_that_refuses_or_is_not_there_is_one_line(tiny_model, server, tmp_path, monkeypatch):
     server.gives = "refusal"
     with pytest.raises(UserError, match=r"refuses with 404: .*no such model"):
-        build_table(model, monkeypatch, tmp_path, settings(server))
+        build_table(tiny_model, monkeypatch, tmp_path, settings(server))
     nobody = AnswerSettings(endpoint="http://127.0.0.1:9/v1", model="tiny")
     with pytest.raises(UserError, match="does not answer"):
-        build_table(model, monkeypatch, tmp_path, nobody)
+        build_table(tiny_model, monkeypatch, tmp_path, nobody)
 
 
 def test_an_endpoint_needs_a_name_of_the_llm_there():

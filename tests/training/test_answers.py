@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import losses, run
-from tiny import noise
+from tiny import make_model, noise
 from torch import Tensor
 
 from diva.audio.frames import pad_clips
 from diva.data.batch import SpeechBatch
 from diva.errors import UserError
-from diva.models.build import build
-from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.models.parts import load_tokenizer
 from diva.training import losses as losses_module
 from diva.training.answer_table import AnswerTable, make_answers
 from diva.training.answers import Answer, AnswerSettings, Continuation, answer, cut
@@ -35,19 +32,12 @@ DISTANCES = ["l2", "kl", "reverse_kl", "jsd"]
 
 @pytest.fixture(params=[None, 4.0], ids=["all tokens read", "in proportion"])
 def model(request, tiny_whisper: Path, tiny_llm: Path) -> DivaForConditionalGeneration:
-    return make_model(tiny_whisper, tiny_llm, request.param)
+    return make_model(tiny_whisper, tiny_llm, tokens_per_second=request.param, projection_init="embeddings")
 
 
 @pytest.fixture
 def plain(tiny_whisper: Path, tiny_llm: Path) -> DivaForConditionalGeneration:
-    return make_model(tiny_whisper, tiny_llm, None)
-
-
-def make_model(whisper: Path, llm: Path, rate: float | None) -> DivaForConditionalGeneration:
-    adapter = AdapterConfig(num_query_tokens=Q, tokens_per_second=rate, projection_init="embeddings")
-    config = DivaConfig(EncoderConfig(str(whisper)), adapter, LLMConfig(str(llm)), frozen_dtype="float32")
-    torch.manual_seed(0)
-    return build(config, load_tokenizer(str(llm)))
+    return make_model(tiny_whisper, tiny_llm, projection_init="embeddings")
 
 
 @pytest.fixture

@@ -9,20 +9,9 @@ import torch
 
 from diva.config import check_overrides
 from diva.errors import UserError
-from diva.models.build import build
-from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.models.parts import load_tokenizer
 from diva.training.best import BestExport, check_best
 from diva.training.checkpoints import ADAPTER_PREFIX
-
-
-@pytest.fixture(scope="module")
-def model(tiny_whisper: Path, tiny_llm: Path) -> DivaForConditionalGeneration:
-    config = DivaConfig(
-        EncoderConfig(str(tiny_whisper)), AdapterConfig(num_query_tokens=12), LLMConfig(str(tiny_llm))
-    )
-    return build(config, load_tokenizer(str(tiny_llm)))
 
 
 def validate(callback: BestExport, model: DivaForConditionalGeneration, values: dict[int, float]) -> None:
@@ -49,19 +38,19 @@ def exported_step(folder: Path) -> int:
 
 
 @pytest.mark.parametrize(("metric", "best"), [("val/kl", 8), ("val/answer_kl", 8), ("val/same_answer", 4)])
-def test_the_best_export_is_that_of_the_best_value(metric, best, model, tmp_path):
+def test_the_best_export_is_that_of_the_best_value(metric, best, tiny_model, tmp_path):
     values = {1: float("nan"), 2: 0.5, 4: 0.7, 6: float("nan"), 8: 0.3, 10: 0.4}
-    validate(BestExport(tmp_path, metric, resumed=False), model, values)
+    validate(BestExport(tmp_path, metric, resumed=False), tiny_model, values)
     assert exported_step(tmp_path) == best
 
 
-def test_a_resumed_run_goes_on_from_the_best_before(model, tmp_path):
-    validate(BestExport(tmp_path, "val/kl", resumed=False), model, {2: 0.5})
-    validate(BestExport(tmp_path, "val/kl", resumed=True), model, {4: 0.6})
+def test_a_resumed_run_goes_on_from_the_best_before(tiny_model, tmp_path):
+    validate(BestExport(tmp_path, "val/kl", resumed=False), tiny_model, {2: 0.5})
+    validate(BestExport(tmp_path, "val/kl", resumed=True), tiny_model, {4: 0.6})
     assert exported_step(tmp_path) == 2
-    validate(BestExport(tmp_path, "val/kl", resumed=True), model, {6: 0.4})
+    validate(BestExport(tmp_path, "val/kl", resumed=True), tiny_model, {6: 0.4})
     assert exported_step(tmp_path) == 6
-    validate(BestExport(tmp_path, "val/alignment_accuracy", resumed=True), model, {8: 0.1})
+    validate(BestExport(tmp_path, "val/alignment_accuracy", resumed=True), tiny_model, {8: 0.1})
     assert exported_step(tmp_path) == 8  # another metric has no best before
 
 

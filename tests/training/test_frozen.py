@@ -12,24 +12,8 @@ from diva.data.batch import SpeechBatch
 from diva.data.corpora.common_voice import CommonVoice
 from diva.data.decoded import decode_once
 from diva.data.manifest import Manifest
-from diva.models.build import build
-from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
-from diva.models.modeling import DivaForConditionalGeneration
-from diva.models.parts import load_tokenizer
 from diva.training.frozen import FrameTable, FrozenParts, Precompute, TeacherTable
 from diva.training.transcripts import Transcripts
-
-
-@pytest.fixture
-def model(tiny_whisper: Path, tiny_llm: Path) -> DivaForConditionalGeneration:
-    config = DivaConfig(
-        EncoderConfig(str(tiny_whisper)),
-        AdapterConfig(num_query_tokens=12),
-        LLMConfig(str(tiny_llm)),
-        frozen_dtype="float32",
-    )
-    torch.manual_seed(0)
-    return build(config, load_tokenizer(str(tiny_llm)))
 
 
 @pytest.fixture
@@ -53,42 +37,42 @@ def batch_of(manifest: Manifest, clips: list[int | None]) -> SpeechBatch:
 
 
 @pytest.mark.parametrize("read_again", [False, True])
-def test_frames_of_a_batch_are_those_of_the_encoder(model, manifest, read_again):
+def test_frames_of_a_batch_are_those_of_the_encoder(tiny_model, manifest, read_again):
     if read_again:
-        FrameTable.build(model, manifest)
-    table = FrameTable.build(model, manifest)
+        FrameTable.build(tiny_model, manifest)
+    table = FrameTable.build(tiny_model, manifest)
     assert len(manifest) == 5
     for clip in range(5):
         frames, mask = table(batch_of(manifest, [clip]))
         padded, samples = pad_clips([manifest.waveform(clip)])
-        expected, valid = model.encoder(padded, samples)
+        expected, valid = tiny_model.encoder(padded, samples)
         assert mask.all()
         torch.testing.assert_close(frames[0], expected[0][valid[0]], atol=1e-4, rtol=1e-4)
     assert frames.shape[1] < 1500
     assert table(batch_of(manifest, [2]))[0].shape[1] == 1500
 
 
-def test_an_empty_row_has_one_frame(model, manifest):
-    frames, mask = FrameTable.build(model, manifest)(batch_of(manifest, [0, None]))
+def test_an_empty_row_has_one_frame(tiny_model, manifest):
+    frames, mask = FrameTable.build(tiny_model, manifest)(batch_of(manifest, [0, None]))
     assert mask.sum(dim=1).tolist() == [frames.shape[1], 1]
     assert not frames[1].any()
 
 
-def test_teacher_states_are_those_of_the_teacher(model, manifest):
-    table = TeacherTable.build(model, Transcripts.of(manifest, model.processor.tokenizer))
+def test_teacher_states_are_those_of_the_teacher(tiny_model, manifest):
+    table = TeacherTable.build(tiny_model, Transcripts.of(manifest, tiny_model.processor.tokenizer))
     clips = [3, 0, 4]
     for clip, state in zip(clips, table(batch_of(manifest, clips)), strict=True):
         ids = torch.tensor(
-            [model.processor.tokenizer(manifest.text(clip), add_special_tokens=False).input_ids]
+            [tiny_model.processor.tokenizer(manifest.text(clip), add_special_tokens=False).input_ids]
         )
-        expected = model.teacher_states(ids, torch.tensor([ids.shape[1]]))[0]
+        expected = tiny_model.teacher_states(ids, torch.tensor([ids.shape[1]]))[0]
         torch.testing.assert_close(state, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_tables_are_looked_up_by_clip_id_in_any_order_of_the_manifest(model, manifest):
+def test_tables_are_looked_up_by_clip_id_in_any_order_of_the_manifest(tiny_model, manifest):
     frames, teacher = (
-        FrameTable.build(model, manifest),
-        TeacherTable.build(model, Transcripts.of(manifest, model.processor.tokenizer)),
+        FrameTable.build(tiny_model, manifest),
+        TeacherTable.build(tiny_model, Transcripts.of(manifest, tiny_model.processor.tokenizer)),
     )
     turned = manifest.select([4, 3, 2, 1, 0])
     batch = batch_of(turned, [0, 3])
@@ -97,11 +81,11 @@ def test_tables_are_looked_up_by_clip_id_in_any_order_of_the_manifest(model, man
     assert torch.equal(teacher(batch), teacher(batch_of(manifest, [4, 1])))
 
 
-def test_frames_that_take_more_than_the_limit_are_computed_with_each_batch(model, manifest):
+def test_frames_that_take_more_than_the_limit_are_computed_with_each_batch(tiny_model, manifest):
     limits = ((1.0, False), (1e-6, True))
     for gigabytes, needed in limits:
         frozen = FrozenParts.of_split(
-            model, manifest, model.processor.tokenizer, Precompute(False, gigabytes)
+            tiny_model, manifest, tiny_model.processor.tokenizer, Precompute(False, gigabytes)
         )
         assert frozen.need_waveforms is needed
         assert frozen.cached_teacher is None

@@ -31,5 +31,5 @@ def test_its_first_failure_is_said_and_it_is_not_called_again(capsys):
     logger.finalize("success")
     assert logger.logged == [{"seed": 1}, 0, 1]
     said = " ".join(capsys.readouterr().err.split())
-    assert "Unreliable failed and is left out from now on (BrokenPipeError: the server is gone [/])" in said
+    assert "Unreliable failed and is not used from now on (BrokenPipeError: the server is gone [/])" in said
     assert said.count("failed") == 1

@@ -237,7 +237,7 @@ def _training_table(runs: Sequence[Runs]) -> list[str]:
     """Mean and SD over seeds of training's metrics on held-out sentences."""
     keys = [key for key in _TRAINING if any(_trained(run, key) for run in runs)]
     if not keys:
-        return ["Training figures: not at hand."]
+        return ["Metrics of training: not on this machine."]
     rows = [
         [run.label, *(spread(_trained(run, key), 1 if key == "seconds" else 3) for key in keys)]
         for run in runs

@@ -198,7 +198,7 @@ def _cell(figure: Cell | None, metric: str, usual_n: int | None) -> str:
     if figure.n is not None and figure.n != usual_n:
         text += f", n {figure.n:,}"
     text += f", {figure.errors} failed" if figure.errors else ""
-    return text + (f", {figure.left_out} left out" if figure.left_out else "")
+    return text + (f", {figure.left_out} skipped" if figure.left_out else "")
 
 
 def shown(value: float, metric: str) -> str:

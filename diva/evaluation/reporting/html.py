@@ -125,7 +125,7 @@ def _shown(
         answer = result.answers[name]
         text = answer.prediction if answer.prediction is not None else answer.error or ""
         said.append(Said(result.label, text, "failed" if answer.prediction is None else of[name]))
-    audio, silence = None, "the clips are not at hand"
+    audio, silence = None, "the clips are not on this machine"
     if name in listen:
         try:
             audio = mp3(listen[name]())

@@ -210,7 +210,7 @@ def notes(results: Sequence[Result]) -> list[str]:
     if better:
         names = ", ".join(sorted({r.values["metric"] for r in better}))
         found.add(f"{metric}: every row has it; {names} is there for {', '.join(map(_name, better))} alone.")
-    found |= {f"Left out by the corpus, asked of nobody: {line}." for r in results if (line := left_out(r))}
+    found |= {f"Skipped by the corpus, for every system: {line}." for r in results if (line := left_out(r))}
     return sorted(found)
 
 

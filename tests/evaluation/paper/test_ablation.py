@@ -145,7 +145,7 @@ def test_training_figures_stand_beside_the_answers(tmp_path):
     assert "| both | 0.815 ± 0.007 | 0.150 ± 0.071 | 0.900 ± 0.000 | 10.0 ± 0.0 |" in lines
     for file in tmp_path.glob("*/train_summary.json"):
         file.unlink()
-    assert "Training figures: not at hand." in text(tmp_path)
+    assert "Metrics of training: not on this machine." in text(tmp_path)
 
 
 def test_ablation_says_whether_the_papers_order_holds(tmp_path):

@@ -201,7 +201,7 @@ def test_a_panel_has_one_metric_and_a_group_a_column():
 def test_skipped_clips_are_in_the_table(tmp_path):
     write_result(tmp_path, [True, True, None], task="t", system="mini", skipped={"missing file": 2})
     row = table(COLUMNS, our_rows([Result.read(tmp_path)]))[-1]
-    assert row == "| mini | ours | 1.000 [0.342, 1.000], 1 failed, 2 left out |  |"
+    assert row == "| mini | ours | 1.000 [0.342, 1.000], 1 failed, 2 skipped |  |"
     mean = Column("mean", "both", "m", ["a", "b"]).of({(of, "m"): Cell(0.5, left_out=2) for of in "ab"})
     assert mean.left_out == 4
 

@@ -126,7 +126,7 @@ def test_nothing_in_it_comes_from_elsewhere(tmp_path):
     assert "http:" not in text
     assert "https:" not in text
     assert text.count("<audio") == 1
-    assert text.count("No clip: the clips are not at hand") == SAMPLES_SHOWN - 1
+    assert text.count("No clip: the clips are not on this machine") == SAMPLES_SHOWN - 1
 
 
 def test_samples_are_spread_over_all_of_them(tmp_path):
@@ -196,7 +196,7 @@ def test_predictions_without_the_data_have_a_page_without_clips(tmp_path):
     (folder,) = evaluate(
         check_overrides("evaluate", [*overrides, "references=file", "report=html"]), "predictions"
     )
-    assert "No clip: the clips are not at hand" in (folder / "report.html").read_text()
+    assert "No clip: the clips are not on this machine" in (folder / "report.html").read_text()
 
 
 def test_a_report_of_another_kind_is_an_error_before_anything_is_asked(tmp_path):

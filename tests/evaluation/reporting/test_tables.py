@@ -140,7 +140,7 @@ def test_a_system_that_failed_throughout_has_an_empty_row(tmp_path):
 
 def test_clips_that_the_corpus_skipped_are_named(tmp_path):
     write_result(tmp_path, [True, False], skipped={"missing file": 12, "empty text": 1})
-    said = "Left out by the corpus, asked of nobody: 13 clips (12 missing file, 1 empty text)."
+    said = "Skipped by the corpus, for every system: 13 clips (12 missing file, 1 empty text)."
     assert said in tables([tmp_path])
 
 

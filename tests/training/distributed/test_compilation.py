@@ -4,42 +4,20 @@ Traced here, and not compiled: that takes minutes. tests/gpu compiles.
 """
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
-from tiny import noise
+from steps import assert_same, batch_of, learn
+from tiny import make_model, noise
 from torch._dynamo.utils import counters
 
-from diva.audio.frames import pad_clips
-from diva.data.batch import SpeechBatch
 from diva.errors import UserError
-from diva.models.build import build
-from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
 from diva.models.modeling import DivaForConditionalGeneration
-from diva.models.parts import load_tokenizer
 from diva.plan import compose
 from diva.training.answers import Continuation
 from diva.training.distributed.activation_checkpointing import checkpoint_activations
 from diva.training.distributed.checks import check_hardware, check_settings
 from diva.training.distributed.compilation import compile_layers
-from diva.training.frozen import FrozenParts
-from diva.training.losses import Objective
-from diva.training.step import loss_sums
-
-
-@pytest.fixture
-def make_model(tiny_whisper: Path, tiny_llm: Path):
-    """A tiny model in float32; `rate` is its tokens a second."""
-
-    def make(rate: float | None = None) -> DivaForConditionalGeneration:
-        adapter = AdapterConfig(num_query_tokens=12, tokens_per_second=rate)
-        llm = LLMConfig(str(tiny_llm))
-        config = DivaConfig(EncoderConfig(str(tiny_whisper)), adapter, llm, frozen_dtype="float32")
-        torch.manual_seed(5)
-        return build(config, load_tokenizer(str(tiny_llm))).train()
-
-    return make
 
 
 @pytest.fixture(autouse=True)
@@ -50,15 +28,6 @@ def nothing_compiled():
     torch._dynamo.reset()
 
 
-def batch(*seconds: float) -> SpeechBatch:
-    waveforms, samples = pad_clips([noise(each, seed) for seed, each in enumerate(seconds)])
-    tokens = torch.tensor([9, 4, 6][: len(seconds)])
-    ids = torch.randint(3, 300, (len(seconds), 9), generator=torch.Generator().manual_seed(0))
-    ids *= torch.arange(9) < tokens.unsqueeze(1)
-    names = [str(number) for number in range(len(seconds))]
-    return SpeechBatch(waveforms, samples, ids, tokens, torch.arange(len(seconds)), names, waveforms.shape[1])
-
-
 def answers(model: DivaForConditionalGeneration, rows: int) -> Continuation:
     """Three tokens after the suffix in each row."""
     suffix, answer = len(model.suffix_ids), 3
@@ -67,24 +36,9 @@ def answers(model: DivaForConditionalGeneration, rows: int) -> Continuation:
     return Continuation(ids, at, torch.full((rows,), answer), torch.zeros(rows, dtype=torch.bool), [])
 
 
-def learn(model: DivaForConditionalGeneration, speech: SpeechBatch, after: Continuation | None = None):
-    """Both losses, and the adapter's gradients."""
-    model.adapter.zero_grad()
-    sums = loss_sums(model, FrozenParts(model), speech, Objective(), distills=True, after=after)
-    (sums.distill + sums.align).backward()
-    return [float(sums.distill), float(sums.align)], {n: p.grad for n, p in model.adapter.named_parameters()}
-
-
-def assert_same(found, expected) -> None:
-    assert found[0] == pytest.approx(expected[0], rel=1e-5)
-    for name, gradient in expected[1].items():
-        largest = float(gradient.abs().max())
-        torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=1e-4 * largest + 1e-7, msg=name)
-
-
 @pytest.mark.parametrize(("rate", "answering"), [(None, False), (3.0, True)])
-def test_losses_and_gradients_are_those_of_uncompiled_layers(make_model, rate, answering):
-    plain, speech = make_model(rate), batch(0.7, 1.5, 2.1)
+def test_losses_and_gradients_are_those_of_uncompiled_layers(tiny_whisper, tiny_llm, rate, answering):
+    plain, speech = make_model(tiny_whisper, tiny_llm, tokens_per_second=rate), batch_of(0.7, 1.5, 2.1)
     compiled = copy.deepcopy(plain)
     compile_layers(compiled, backend="eager")
     after = answers(plain, 3) if answering else None
@@ -92,36 +46,36 @@ def test_losses_and_gradients_are_those_of_uncompiled_layers(make_model, rate, a
     assert counters["stats"]["unique_graphs"] > 0
 
 
-def test_activations_may_be_recomputed_in_compiled_layers(make_model):
-    plain, speech = make_model(), batch(0.7, 1.5)
+def test_activations_may_be_recomputed_in_compiled_layers(tiny_model):
+    plain, speech = tiny_model.train(), batch_of(0.7, 1.5)
     compiled = copy.deepcopy(plain)
     compile_layers(compiled, backend="eager")
     checkpoint_activations(compiled)
     assert_same(learn(compiled, speech), learn(plain, speech))
 
 
-def test_layers_and_shapes_share_their_programs(make_model):
-    model = make_model()
+def test_layers_and_shapes_share_their_programs(tiny_model):
+    model = tiny_model.train()
     layers = sum(
         len(part)
         for part in (model.encoder.whisper.layers, model.adapter.layers, model.llm.base_model.layers)
     )
     assert layers >= 6, "or nothing is shared"
     compile_layers(model, backend="eager")
-    learn(model, batch(0.7, 1.5))
+    learn(model, batch_of(0.7, 1.5))
     first = counters["stats"]["unique_graphs"]
     # Encoder; adapter, whose first layer reads expanded queries; LLM with and without a gradient.
     assert first <= 5
-    learn(model, batch(1.1, 2.2, 2.6))
+    learn(model, batch_of(1.1, 2.2, 2.6))
     second = counters["stats"]["unique_graphs"]
     for longest in (3.0, 3.4, 5.1, 6.3):
-        learn(model, batch(1.0, longest))
-        learn(model, batch(1.0, 1.3, longest))
+        learn(model, batch_of(1.0, longest))
+        learn(model, batch_of(1.0, 1.3, longest))
     assert counters["stats"]["unique_graphs"] <= second + 2
 
 
-def test_answers_are_generated_by_the_uncompiled_layers(make_model):
-    plain = make_model().eval()
+def test_answers_are_generated_by_the_uncompiled_layers(tiny_model):
+    plain = tiny_model
     compiled = copy.deepcopy(plain)
     compile_layers(compiled, backend="eager")
 

@@ -14,7 +14,7 @@ from itertools import combinations, permutations, product
 from diva.data.corpora.spoken import knowledge as k
 from diva.data.corpora.spoken import vocabulary as v
 
-# The slowest voice needs about 3.5 seconds for so many characters.
+# The slowest voice needs about 3.5 seconds for this number of characters.
 MAX_CHARACTERS = 46
 MAX_WORDS = 12
 MIN_WORDS = 3
