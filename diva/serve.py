@@ -4,7 +4,7 @@ MODEL is a run directory, an export or a hub id; by default the newest run. Clie
 (`--name`). If the environment has DIVA_API_KEY, clients must send that key. Answers are greedy unless the request sets
 temperature or top_p.
 The parts of a message are joined by line breaks, as `diva.generate --prompt` joins a clip and its prompt.
-
+`--engine vllm` starts `vllm serve` for the same model; options that diva does not know are passed on to it.
 """
 
 import argparse
@@ -27,10 +27,28 @@ from diva.errors import UserError
 if TYPE_CHECKING:
     from diva.serving.app import Service
 
+_TRANSFORMERS_ONLY = (
+    "max_batch",
+    "max_batch_tokens",
+    "max_wait_ms",
+    "max_queue",
+    "timeout",
+    "max_body_mb",
+    "max_audio_seconds",
+    "max_new_tokens",
+    "llm",
+    "encoder",
+)
+
 
 @exit_codes
 def main() -> None:
-    arguments = parse_arguments()
+    arguments, others = parse_arguments()
+    if arguments.engine == "vllm":
+        from diva.serving.vllm.command import exec_server
+
+        warn_of_open(arguments.host)
+        exec_server(arguments, others)
     # After --help: they import torch.
     from diva.models.load import load_model
     from diva.plots.curves import newest_run
@@ -43,12 +61,7 @@ def main() -> None:
     # Before the model is loaded, which takes a while: the port may be taken.
     listener = bind(arguments.host, arguments.port)
     api_key = os.environ.get("DIVA_API_KEY") or None
-    if api_key is None and not is_loopback(arguments.host):
-        print(
-            f"diva: warning: {arguments.host} is open to others and asks for no key; set DIVA_API_KEY",
-            file=sys.stderr,
-            flush=True,
-        )
+    warn_of_open(arguments.host)
     service = Service(
         load_model(model_path, arguments.dtype, arguments.llm, arguments.encoder, arguments.encoder_dtype),
         arguments.name,
@@ -120,6 +133,16 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def warn_of_open(host: str) -> None:
+    """Warn of a server that others can ask without a key."""
+    if not os.environ.get("DIVA_API_KEY") and not is_loopback(host):
+        print(
+            f"diva: warning: {host} is open to others and asks for no key; set DIVA_API_KEY",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -135,10 +158,17 @@ def origin(text: str) -> str:
     return text
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    """The options, and those that only vLLM knows."""
     parser = argparse.ArgumentParser(prog="diva.serve", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "model", nargs="?", help="a run directory, its export/ folder or a hub id; the newest run"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="vllm for many users; it needs vLLM in this environment, and takes the options of `vllm serve`",
     )
     parser.add_argument("--name", default="diva", help="of the model, for clients")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 is open to others: set DIVA_API_KEY")
@@ -172,7 +202,14 @@ def parse_arguments() -> argparse.Namespace:
         help="most tokens of an answer; a request for more gets this number",
     )
     add_parts(parser)
-    return parser.parse_args()
+    arguments, others = parser.parse_known_args()
+    if others and arguments.engine != "vllm":
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    changed = [name for name in _TRANSFORMERS_ONLY if getattr(arguments, name) != parser.get_default(name)]
+    if changed and arguments.engine == "vllm":
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in changed)
+        parser.error(f"{options}: not with --engine vllm, which has its own options: vllm serve --help")
+    return arguments, others
 
 
 if __name__ == "__main__":

@@ -57,17 +57,17 @@ FAMILIES: dict[str, tuple[dict[str, Any], str]] = {
 EAGER_ONLY = {"gemma2", "gpt_oss"}  # transformers has no sdpa for them
 
 
-def make_llm_of(family: str, folder: Path) -> Path:
-    """A tiny LLM of a family, in `folder`."""
+def make_llm_of(family: str, folder: Path, **sizes: int) -> Path:
+    """A tiny LLM of a family, in `folder`, with other sizes of its text model."""
     torch.manual_seed(0)
     options, template = FAMILIES[family]
     tokenizer = make_tokenizer(template)
     text = {"vocab_size": len(tokenizer), **_TEXT}
     if "text_config" in options:
-        options = options | {"text_config": text | options["text_config"]}
+        options = options | {"text_config": text | options["text_config"] | sizes}
         config = AutoConfig.for_model(family, **options)
     else:
-        config = AutoConfig.for_model(family, **text | options)
+        config = AutoConfig.for_model(family, **text | options | sizes)
     llm_from_config(config, dtype=torch.float32).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

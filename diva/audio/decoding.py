@@ -11,8 +11,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 import torch
-import torchaudio
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import AudioFault
 from .containers import check_log, check_ogg, whole_mp3, whole_wav
@@ -248,7 +247,9 @@ def whole_numbers_to_float(samples: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _resampler(rate: int) -> torchaudio.transforms.Resample:
+def _resampler(rate: int) -> nn.Module:
+    import torchaudio  # not above: the plugin for vLLM works without it
+
     return torchaudio.transforms.Resample(rate, SAMPLE_RATE)
 
 

@@ -80,9 +80,7 @@ class SpokenGenerationMixin(GenerationMixin):
         It is the first step of `generate`, for a caller that chooses the tokens itself.
         """
         given: dict[str, Any] = {"attention_mask": attention_mask}
-        longer = input_ids.shape[1] > len(self.prefix_ids)
-        same = longer and self._starts_with_prefix(input_ids, given)
-        cache = self._prefix(len(input_ids)) if same else DynamicCache()
+        cache = self._prefix(len(input_ids)) if self._starts_with_prefix(input_ids, given) else DynamicCache()
         start = cache.get_seq_length()
         return self(
             inputs_embeds=self.input_embeddings(input_ids, audio, audio_samples)[:, start:],
@@ -105,6 +103,7 @@ class SpokenGenerationMixin(GenerationMixin):
             return False
         if (
             length == 0
+            or ids.shape[1] <= length
             or not has_keys_only(self.llm)
             or kwargs.keys() & {"past_key_values", "cache_implementation"}
             or kwargs.get("use_cache") is False

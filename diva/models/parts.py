@@ -59,22 +59,30 @@ def load_parts(
     config: DivaConfig, tokenizer: PreTrainedTokenizerBase | None = None, device_map: Any = None
 ) -> Parts:
     """Load the parts that a config names. `tokenizer` is the LLM's, if it is already loaded."""
-    folder = resolve(config.encoder.name)
-    hearing = of_encoder(AutoConfig.from_pretrained(folder))
-    decoder = decoder_config(config, hearing)  # refuses parts that do not fit, before weights are loaded
+    # The encoder first: parts that do not fit each other are refused before the LLM's weights are loaded.
+    encoder, decoder, whisper = load_encoder(config)
     llm = load_llm(
         resolve(config.llm.name),
         dtype=getattr(torch, config.frozen_dtype),
         attn_implementation=config.llm.attention,
         device_map=device_map,
     )
+    return Parts(encoder, llm, make_processor(config, tokenizer, len(Embeddings(llm))), decoder, whisper)
+
+
+def load_encoder(
+    config: DivaConfig, dtype: torch.dtype | None = None
+) -> tuple[SpeechEncoder, WhisperConfig, WhisperModel | None]:
+    """Load `Parts.encoder`, `Parts.decoder` and `Parts.whisper`. `dtype` replaces the encoder's precision."""
+    folder = resolve(config.encoder.name)
+    hearing = of_encoder(AutoConfig.from_pretrained(folder))
+    decoder = decoder_config(config, hearing)
     whisper = load_whisper(config.encoder.name) if isinstance(hearing, WhisperConfig) else None
+    body = _load_body(folder, hearing) if whisper is None else whisper.encoder
     # The decoder of a Whisper stays in float32: an adapter may start from it.
-    body = (_load_body(folder, hearing) if whisper is None else whisper.encoder).to(config.encoder_dtype)
-    encoder = make_encoder(
-        body, config.encoder.context, whisper is not None or _standardizes(folder, hearing)
-    )
-    return Parts(encoder, llm, _processor(config, tokenizer, llm), decoder, whisper)
+    body = body.to(dtype or config.encoder_dtype)
+    standardizes = whisper is not None or _standardizes(folder, hearing)
+    return make_encoder(body, config.encoder.context, standardizes), decoder, whisper
 
 
 def load_whisper(name: str) -> WhisperModel:
@@ -143,19 +151,22 @@ def random_parts(
         dtype=getattr(torch, config.frozen_dtype),
         attn_implementation=config.llm.attention,
     )
-    return Parts(encoder, reading, processor or _processor(config, None, reading), decoder)
+    return Parts(
+        encoder, reading, processor or make_processor(config, None, len(Embeddings(reading))), decoder
+    )
 
 
-def _processor(
-    config: DivaConfig, tokenizer: PreTrainedTokenizerBase | None, llm: PreTrainedModel
+def make_processor(
+    config: DivaConfig, tokenizer: PreTrainedTokenizerBase | None, vocabulary: int
 ) -> DivaProcessor:
+    """The processor of the model that a config describes. `vocabulary` is the number of the LLM's embeddings."""
     return DivaProcessor(
         # Never the tokenizer in an export's folder: transformers would read the export's config.json for it, which is
         # not the config of a text model.
         tokenizer or load_tokenizer(config.llm.name),
         num_virtual_tokens=config.adapter.num_virtual_tokens,
         tokens_per_second=config.adapter.tokens_per_second,
-        audio_token_id=len(Embeddings(llm)),
+        audio_token_id=vocabulary,
         system_prompt=config.llm.system_prompt,
         prompt_layout=config.llm.prompt_layout,
         template_kwargs=config.llm.template_kwargs,

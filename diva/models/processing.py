@@ -84,11 +84,10 @@ class DivaProcessor(ProcessorMixin):
             raise UserError(f"return_tensors={return_tensors!r}: DiVA's inputs are torch tensors, 'pt'")
         single = bool(conversation) and isinstance(conversation[0], dict)
         chats: list[list[Message]] = [list(conversation)] if single else [list(c) for c in conversation]  # type: ignore[arg-type]
-        chats = [self._with_system(chat) for chat in chats]
+        pieces = [self.pieces(chat, add_generation_prompt) for chat in chats]
         if not tokenize:
-            texts = [self._text(chat, add_generation_prompt) for chat in chats]
+            texts = [self._text(parts) for parts in pieces]
             return texts[0] if single else texts
-        pieces = [self._pieces(chat, add_generation_prompt) for chat in chats]
         clips = [[self._clip(part, sampling_rate) for part in audio_parts(chat)] for chat in chats]
         batch = self._batch(pieces, clips)
         return batch if return_dict else batch["input_ids"]
@@ -129,16 +128,27 @@ class DivaProcessor(ProcessorMixin):
         pieces = [[prompt.prefix_ids, prompt.suffix_ids] for prompt in prompts]
         return self._batch(pieces, [[self._hear(clip, SAMPLE_RATE)] for clip in clips])
 
-    def _with_system(self, chat: list[Message]) -> list[Message]:
-        if self.system_prompt is None or any(message.get("role") == "system" for message in chat):
-            return chat
-        return [{"role": "system", "content": self.system_prompt}, *chat]
+    def pieces(
+        self,
+        chat: Sequence[Message],
+        add_generation_prompt: bool = True,
+        template_kwargs: dict[str, Any] | None = None,
+    ) -> list[list[int]]:
+        """Token ids of the text before, between and after the audios of a chat (`chat_pieces`).
 
-    def _pieces(self, chat: list[Message], add_generation_prompt: bool) -> list[list[int]]:
-        return chat_pieces(self.tokenizer, chat, add_generation_prompt, self.template_kwargs)
+        A chat without a system message gets the one of the training. `template_kwargs` replace those of the training.
+        """
+        if self.system_prompt is not None and not any(message.get("role") == "system" for message in chat):
+            chat = [{"role": "system", "content": self.system_prompt}, *chat]
+        variables = self.template_kwargs | (template_kwargs or {})
+        return chat_pieces(self.tokenizer, chat, add_generation_prompt, variables)
 
-    def _text(self, chat: list[Message], add_generation_prompt: bool) -> str:
-        pieces = self._pieces(chat, add_generation_prompt)
+    def places(self, windows_of_clip: Sequence[np.ndarray]) -> int:
+        """Number of placeholders for the windows of a clip."""
+        samples = torch.tensor([len(window) for window in windows_of_clip])
+        return int(tokens_read(samples, self.num_virtual_tokens, self.tokens_per_second).sum())
+
+    def _text(self, pieces: list[list[int]]) -> str:
         return AUDIO.join(self.tokenizer.decode(piece, skip_special_tokens=False) for piece in pieces)
 
     def _clip(self, part: dict, sampling_rate: int) -> list[np.ndarray]:
@@ -161,9 +171,7 @@ class DivaProcessor(ProcessorMixin):
         for texts, heard in zip(pieces, clips, strict=True):
             row = list(texts[0])
             for windows_of_clip, text in zip(heard, texts[1:], strict=True):
-                samples = torch.tensor([len(window) for window in windows_of_clip])
-                read = tokens_read(samples, self.num_virtual_tokens, self.tokens_per_second)
-                row += [self.audio_token_id] * int(read.sum()) + text
+                row += [self.audio_token_id] * self.places(windows_of_clip) + text
             rows.append(row)
         ids, mask = pad_left(rows, self.pad_token_id)
         data = {"input_ids": ids, "attention_mask": mask}

@@ -200,6 +200,17 @@ def main(monkeypatch, *arguments: str | Path) -> int:
     return left.value.code
 
 
+def test_engine_vllm_refuses_what_it_cannot_do(monkeypatch, capsys, export):
+    monkeypatch.setattr("diva.serving.vllm.command.find_spec", lambda name: None)
+    for arguments, said in (
+        (("--engine", "vllm"), "needs vLLM in this environment"),
+        (("--engine", "vllm", "--max-queue", 3), "--max-queue: not with --engine vllm"),
+        (("--tensor-parallel-size", 2), "unrecognized arguments: --tensor-parallel-size"),
+    ):
+        assert main(monkeypatch, export, *arguments) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_what_the_user_gave_cannot_be_used(monkeypatch, capsys, tmp_path, export):
     monkeypatch.delenv("DIVA_API_KEY", raising=False)
     assert main(monkeypatch, tmp_path / "nowhere", "--port", 0) == 2
