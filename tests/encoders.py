@@ -57,8 +57,8 @@ ENCODERS: dict[str, tuple[str, dict[str, Any], bool | None]] = {
     "wav2vec2": ("wav2vec2", _CONVOLUTIONS | _LARGE, True),
     "wav2vec2_bert": ("wav2vec2-bert", _BASE | {"feature_projection_input_dim": 160}, None),
 }  # fmt: skip
-WHISPERS = {"whisper", "whisper_turbo"}
-WINDOWS = WHISPERS | {"qwen2_audio", "voxtral"}  # trained on 30 s
+WHISPERS = ("whisper", "whisper_turbo")
+WINDOWS = (*WHISPERS, "qwen2_audio", "voxtral")  # trained on 30 s
 
 
 def make_encoder_of(name: str, folder: Path) -> Path:
