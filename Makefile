@@ -12,7 +12,7 @@ EXTRAS ?= dev
 # torch_xla needs the torch that it was built for. So it gets an environment of its own (6 GB).
 XLA_VENV ?= .venv-xla
 XLA_READY := $(XLA_VENV)/.ready
-# vLLM for CPUs needs the CPU build of the torch that it was built for: an environment of its own, too (2 GB). That
+# vLLM for CPUs needs the CPU build of the torch that it was built for: an environment of its own, too (3 GB). That
 # build is not on PyPI. pip and uv find it in PIP_FIND_LINKS, or in PyTorch's index if UV_EXTRA_INDEX_URL names it.
 VLLM_VENV ?= .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.ready
@@ -115,7 +115,7 @@ $(VLLM_READY): setup.cfg pyproject.toml constraints-vllm.txt | $(READY)
 		--no-deps -r constraints-vllm.txt -e .
 	@touch $@
 
-test-vllm: $(VLLM_READY) ## compare vLLM's answers on a CPU with transformers'; sets up .venv-vllm (2 GB) first
+test-vllm: $(VLLM_READY) ## compare vLLM's answers on a CPU with transformers'; sets up .venv-vllm (3 GB) first
 	OMP_NUM_THREADS=1 $(VLLM_VENV)/bin/python -m pytest -m vllm tests/serving/test_vllm.py tests/serving/test_vllm_server.py $(ARGS)
 
 lint: $(READY) ## ruff, import-linter and mypy

@@ -293,8 +293,7 @@ def test_generate_equals_the_llm_fed_by_hand(model, alone):
 def test_clip_in_a_text_shorter_than_the_prefix_is_answered(model, monkeypatch):
     inputs = model.processor("<|audio|>", noise(0.7, 1))
     answer = model.generate(**inputs, max_new_tokens=3, do_sample=False)
-    monkeypatch.setattr(model, "prefix_ids", torch.arange(inputs["input_ids"].shape[1] + 1))
-
+    monkeypatch.setitem(model._buffers, "prefix_ids", torch.arange(inputs["input_ids"].shape[1] + 1))
     assert torch.equal(model.generate(**inputs, max_new_tokens=3, do_sample=False), answer)
 
 
