@@ -95,10 +95,8 @@ class SpokenGenerationMixin(GenerationMixin):
         """Whether every row starts with the prefix, so that its cached keys and values can be used."""
         mask, length = kwargs.get("attention_mask"), len(self.prefix_ids)
         config = kwargs.get("generation_config") or self.generation_config
-        copies = (
-            "num_beams",
-            "num_return_sequences",
-        )  # they copy rows, and the cache would need the same copies
+        # These copy rows, and the cache would need the same copies.
+        copies = "num_beams", "num_return_sequences"
         if any((kwargs.get(name) or getattr(config, name, None) or 1) > 1 for name in copies):
             return False
         if (
