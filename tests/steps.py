@@ -1,4 +1,4 @@
-"""Steps of tiny models, to be compared with each other: a batch, the losses and gradients that it gives."""
+"""Steps and answers of tiny models, to be compared with each other."""
 
 import pytest
 import torch
@@ -52,3 +52,15 @@ def assert_same(found: Learnt, expected: Learnt) -> None:
     for name, gradient in expected[1].items():
         largest = float(gradient.abs().max())
         torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=1e-4 * largest + 1e-7, msg=name)
+
+
+def assert_served_alike(model: DivaForConditionalGeneration, chats: list[list[dict]]) -> None:
+    """Each chat is answered with the same tokens in a batch, alone, and as a stream."""
+    inputs = model.processor.apply_chat_template(chats)
+    options = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": -1}
+    together = model.generate(**inputs, **options)[:, -6:]
+    for chat, answer in zip(chats, together, strict=True):
+        alone = model.processor.apply_chat_template([chat])
+        torch.testing.assert_close(model.generate(**alone, **options)[0, -6:], answer)
+        pieces = "".join(model.stream(alone, **options))
+        assert pieces == model.processor.tokenizer.decode(answer, skip_special_tokens=True)

@@ -1,8 +1,11 @@
 """Load a trained model for the commands: on the best available device, in a suitable precision."""
 
+from typing import get_args
+
 import torch
 
 from diva.errors import UserError
+from diva.models.configuration import Dtype
 from diva.models.modeling import DivaForConditionalGeneration
 
 
@@ -18,7 +21,7 @@ def load_model(
     In float32 the answer to a question is the same in any batch, token for token.
     """
     for option, value in (("--dtype", dtype), ("--encoder-dtype", encoder_dtype)):
-        if value not in (None, "float32", "float16", "bfloat16"):
+        if value not in (None, *get_args(Dtype)):
             raise UserError(f"{option} {value} is unknown; it is float32, float16 or bfloat16")
     cuda = torch.cuda.is_available()
     model = DivaForConditionalGeneration.from_pretrained(

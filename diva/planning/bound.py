@@ -13,8 +13,8 @@ from diva.planning.counting import Batch, Work
 # LLMs whose layers are attention and one MLP with a gate.
 _DENSE = {"llama", "qwen2", "qwen3", "mistral", "smollm3", "olmo2", "phi3"}
 _FLOAT = 4  # bytes; at most, because all that is narrower is counted as float32
-# Values that a layer keeps for its backward pass, for each position: so many times its width, so many times the width
-# of its MLP, and so many scores of each attention head for each position that it sees. Autocast's copies are included.
+# Values that a layer stores for its backward pass, at each position: multiples of its width and of the width of its
+# MLP, and scores of each attention head for each position that it attends to. Autocast's copies are included.
 # With these numbers the bound is 4 to 7 times what is counted for the shipped models.
 _OF_WIDTH, _OF_MLP, _OF_SCORES = 20, 6, 4
 _OF_SAMPLES = 64  # values of the log-mel's computation for each sample

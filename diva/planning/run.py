@@ -61,9 +61,7 @@ class Weights:
     adapter: int
     optimizer: int
     prefix_cache: int
-    heard_parameters: (
-        int  # of the models for encoder and Q-Former as they are loaded, in float32: whole Whispers
-    )
+    heard_parameters: int  # of the whole models from which encoder and Q-Former are loaded, in float32
 
 
 class Run:

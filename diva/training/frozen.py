@@ -145,8 +145,7 @@ class FrozenParts:
         device = batch.tokens.device
         # XLA would compile every new width.
         width = self.teacher_texts.longest if device.type == "xla" else 0
-        ids, tokens = self.teacher_texts.of_clips(batch.clip_ids, width)
-        return ids.to(device), tokens.to(device)
+        return _padded(self.teacher_texts.of_clips(batch.clip_ids), device, width)
 
 
 def state_bytes(model: DivaForConditionalGeneration) -> int:
@@ -218,8 +217,12 @@ def _states_behind_answers(
     return torch.cat(states)
 
 
-def _padded(transcripts: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor]:
-    ids = pad_sequence([torch.tensor(x) for x in transcripts], batch_first=True).to(device)
+def _padded(
+    transcripts: Sequence[tuple[int, ...]], device: torch.device, width: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Token ids [B, N], zero-padded to at least `width`, and their number [B]."""
+    ids = pad_sequence([torch.tensor(x, dtype=torch.long) for x in transcripts], batch_first=True)
+    ids = nn.functional.pad(ids, (0, max(0, width - ids.shape[1]))).to(device)
     return ids, torch.tensor([len(x) for x in transcripts], device=device)
 
 

@@ -4,8 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from diva.data.batch import transcript_tokens
@@ -29,13 +28,9 @@ class Transcripts:
         clip_ids = manifest.clips["clip_id"].to_pylist()
         return cls(distinct, {clip_id: number[ids] for clip_id, ids in zip(clip_ids, read, strict=True)})
 
-    def of_clips(self, clip_ids: Sequence[str], width: int = 0) -> tuple[Tensor, Tensor]:
-        """Token ids [B, N], zero-padded to at least `width`, and their number [B]; none for an empty row."""
-        rows = [self.distinct[self.numbers[clip_id]] if clip_id else () for clip_id in clip_ids]
-        ids = torch.zeros(len(rows), max(width, *map(len, rows)), dtype=torch.long)
-        for row, of_row in enumerate(rows):
-            ids[row, : len(of_row)] = torch.tensor(of_row)
-        return ids, torch.tensor([len(of_row) for of_row in rows])
+    def of_clips(self, clip_ids: Sequence[str]) -> list[tuple[int, ...]]:
+        """The token ids of each clip; none for an empty row."""
+        return [self.distinct[self.numbers[clip_id]] if clip_id else () for clip_id in clip_ids]
 
     @property
     def longest(self) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from encoders import ENCODERS, WHISPERS, WINDOWS, make_encoder_of
+from steps import assert_served_alike
 from tiny import noise
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, HubertForCTC
 
@@ -138,15 +139,7 @@ def test_the_server_answers_as_generate_does(name, make):
         [{"role": "user", "content": [{"type": "audio", "audio": clip}, {"type": "text", "text": " go on"}]}]
         for clip in CLIPS[:2]
     ]
-    inputs = model.processor.apply_chat_template(chats)
-    options = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": -1}
-    together = model.generate(**inputs, **options)[:, -6:]
-    for chat, answer in zip(chats, together, strict=True):
-        alone = model.processor.apply_chat_template([chat])
-        torch.testing.assert_close(model.generate(**alone, **options)[0, -6:], answer)
-        assert "".join(model.stream(alone, **options)) == model.processor.tokenizer.decode(
-            answer, skip_special_tokens=True
-        )
+    assert_served_alike(model, chats)
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from llms import EAGER_ONLY, FAMILIES, make_llm_of
+from steps import assert_served_alike
 from tiny import noise
 from transformers import PreTrainedModel
 
@@ -150,14 +151,7 @@ def test_the_server_answers_as_generate_does(family, llms, tiny_whisper):
         [{"role": "user", "content": [{"type": "text", "text": "say "}, audio]}],
         [{"role": "system", "content": "stop"}, {"role": "user", "content": [audio]}],
     ]
-    inputs = model.processor.apply_chat_template(chats)
-    options = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": -1}
-    together = model.generate(**inputs, **options)[:, -6:]
-    for chat, answer in zip(chats, together, strict=True):
-        alone = model.processor.apply_chat_template([chat])
-        torch.testing.assert_close(model.generate(**alone, **options)[0, -6:], answer)
-        pieces = "".join(model.stream(alone, **options))
-        assert pieces == model.processor.tokenizer.decode(answer, skip_special_tokens=True)
+    assert_served_alike(model, chats)
 
 
 @pytest.mark.parametrize("family", sorted(COUNTED))
