@@ -60,11 +60,11 @@ def load_parts(
     config: DivaConfig, tokenizer: PreTrainedTokenizerBase | None = None, device_map: Any = None
 ) -> Parts:
     """Load the parts that a config names. `tokenizer` is the LLM's, if it is already loaded."""
+    # The encoder first: parts that do not fit each other are refused before the LLM's weights are loaded.
+    encoder, decoder, whisper = load_encoder(config)
     folder = resolve(config.llm.name)
     if config.llm.lora is not None:
         check_lora(AutoConfig.from_pretrained(folder), config.llm.lora)
-    # The encoder first: parts that do not fit each other are refused before the LLM's weights are loaded.
-    encoder, decoder, whisper = load_encoder(config)
     llm = load_llm(
         folder,
         dtype=getattr(torch, config.frozen_dtype),

@@ -108,9 +108,10 @@ def _recipe(config: DictConfig, choices: dict[str, str], summary: dict[str, Any]
         "optimizer": f"AdamW, lr {optimizer.lr:g}, {optimizer.warmup_steps} warm-up steps, then linear to zero,"
         f" weight decay {optimizer.weight_decay:g}, betas {tuple(optimizer.betas)},"
         f" clipped at {optimizer.gradient_clip:g}",
-        "adapter": f"{config.model.adapter.kind}, {summary['parameters']['trainable'] / 1e6:.1f} M parameters, started"
+        "adapter": f"{config.model.adapter.kind}, started"
         f" from {config.model.adapter.init}, projection from {config.model.adapter.projection_init}",
         "LoRA on the LLM": _lora_recipe(config),
+        "trained parameters": f"{summary['parameters']['trainable'] / 1e6:.1f} M",
         "precision": f"{config.hardware.precision}, {_frozen_precision(config.model)}",
         "time": f"{summary['seconds'] / 60:.1f} minutes, {summary['clips_per_second']:.1f} clips a second",
         "revision of the code": summary["revision"],
