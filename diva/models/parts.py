@@ -34,10 +34,8 @@ from .encoder import (
 )
 from .llm import Embeddings, llm_from_config, load_llm
 from .lora import check_lora
-from .pretrained import resolve
+from .pretrained import PREPROCESSOR, resolve
 from .processing import DivaProcessor
-
-_PREPROCESSOR = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def _standardizes(folder: Path, config: PreTrainedConfig) -> bool:
     """Whether an encoder that reads waveforms was trained on standardized ones, which its files say."""
     if config.model_type not in ON_WAVEFORMS:
         return True
-    file = folder / _PREPROCESSOR
+    file = folder / PREPROCESSOR
     if not file.is_file():
         raise UserError(
             f"{file} is missing: it says whether this encoder needs standardized waveforms (do_normalize)"
