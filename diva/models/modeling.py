@@ -214,18 +214,19 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         """
         if len(self.prefix_ids) == 0 or not self.reuses_prefix or not has_keys_only(self.llm):
             return None
-        if reads_with_lora(self.llm):
-            known = self._read_prefix()
-        else:
-            known = self._prefix_cache
-            if known is None or known.layers[0].keys.device != self.prefix_ids.device:
-                with torch.no_grad():
-                    known = self._prefix_cache = self._read_prefix()
+        known = self._read_prefix() if reads_with_lora(self.llm) else self._cached_prefix()
         cache = DynamicCache()
         for index, layer in enumerate(known.layers):
             shape = (batch, -1, -1, -1)
             cache.update(layer.keys.expand(shape), layer.values.expand(shape), index)
         return cache
+
+    @torch.no_grad()
+    def _cached_prefix(self) -> PrefixCache:
+        known = self._prefix_cache
+        if known is None or known.layers[0].keys.device != self.prefix_ids.device:
+            known = self._prefix_cache = self._read_prefix()
+        return known
 
     def _read_prefix(self) -> PrefixCache:
         # All keys, also for layers with a sliding window: how many are visible depends on the later tokens.

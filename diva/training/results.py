@@ -1,7 +1,7 @@
 """The results of a run: export and summary first, then sample responses and model card."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,8 @@ def sample_responses(module: Any, data: Any, count: int) -> list[Response]:
             [{"role": "user", "content": [{"type": "audio", "audio": spoken}]}],
         ]
         answers = []
-        for turn, reader in zip(turns, (without_lora(module.model.llm), nullcontext()), strict=True):
+        readers: list[AbstractContextManager[None]] = [without_lora(module.model.llm), nullcontext()]
+        for turn, reader in zip(turns, readers, strict=True):
             batch = processor.apply_chat_template(turn).to(module.device)
             with reader:
                 ids = module.model.generate(**batch, max_new_tokens=_MAX_NEW_TOKENS, do_sample=False)
