@@ -38,11 +38,11 @@ def both_losses(
 def learn(
     model: DivaForConditionalGeneration, batch: SpeechBatch, after: Continuation | None = None
 ) -> Learnt:
-    """Both losses, and the adapter's gradients."""
-    model.adapter.zero_grad()
+    """Both losses, and the gradients of all that is trained."""
+    model.zero_grad()
     losses = both_losses(model, batch, after)
     sum(losses).backward()
-    gradients = {name: p.grad.cpu() for name, p in model.adapter.named_parameters()}
+    gradients = {name: p.grad.cpu() for name, p in model.named_parameters() if p.requires_grad}
     return [float(loss) for loss in losses], gradients
 
 

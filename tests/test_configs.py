@@ -89,6 +89,8 @@ def test_a_key_without_a_value_is_named():
         (["sed=1"], "seed"),
         (["+precompute.teacher=1"], "precompute.teacher_states"),
         (["data.batch_size=="], "data.batch_size"),
+        (["model.llm.lora.alfa=16"], "model.llm.lora.alpha"),
+        (["model.llm.lora={r: 8, alfa: 16}"], "model.llm.lora.alpha"),
     ],
 )
 def test_misspelt_overrides_name_the_nearest_right_key(wrong, right):

@@ -18,7 +18,8 @@ TEXTS = {
     "resume", "checkpoint_best", "model.start_from", "answers.endpoint", "answers.model",
     "plan.json", "model.llm.system_prompt", "logger.tensorboard.name", "data.locale", "data.subset",
     "data.corpus.locale", "data.corpus.name", "predictions", "report", "whisper", "system.dtype", "system.llm",
-    "data.teacher_text", "model.encoder.dtype", "model.adapter.decoder", "system.encoder_dtype",
+    "data.teacher_text", "model.llm.lora.target_modules",
+    "model.encoder.dtype", "model.adapter.decoder", "system.encoder_dtype",
     "system.model", "system.encoder", "system.whisper", "task.corpus", "task.split", "task.group", "task.separator",
     "task.system_prompt", "task.question", "task.labels", "task.variant", "task.reference", "task.corpus.list_field",
 }  # fmt: skip
@@ -97,6 +98,8 @@ WRONG = [
     ("sample_responses=-1", "a whole number at least 0"),
     ("precompute.teacher_states=maybe", "true or false"),
     ("data.max_train_clips=0", "a whole number at least 1 or null"),
+    ("model.llm.lora.r=0", "a whole number at least 1 or null"),
+    ("model.llm.lora.alpha=0", "a number above 0"),
     ("plan.mfu=1.5", "a number above 0 and at most 1 or null"),
 ]
 

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from diva.models.build import build
-from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
+from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig, LoraConfig
+from diva.models.lora import lora_state
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.parts import load_tokenizer
 
@@ -104,17 +105,30 @@ def make_whisper(folder: Path, decoder_layers: int = 2) -> Path:
 
 
 def make_model(
-    whisper: Path, llm: Path, seed: int = 0, frozen_dtype: str = "float32", **adapter: Any
+    whisper: Path,
+    llm: Path,
+    seed: int = 0,
+    frozen_dtype: str = "float32",
+    lora: LoraConfig | None = None,
+    **adapter: Any,
 ) -> DivaForConditionalGeneration:
     """A DiVA of tiny parts with 12 virtual tokens; `adapter` are further values of its config."""
     config = DivaConfig(
         EncoderConfig(str(whisper)),
         AdapterConfig(num_query_tokens=12, **adapter),
-        LLMConfig(str(llm)),
+        LLMConfig(str(llm), lora=lora),
         frozen_dtype,
     )
     torch.manual_seed(seed)
     return build(config, load_tokenizer(str(llm)))
+
+
+@torch.no_grad()
+def as_if_trained(model: DivaForConditionalGeneration) -> DivaForConditionalGeneration:
+    """The model with LoRA matrices that change what its LLM computes."""
+    for weight in lora_state(model.llm).values():
+        weight.normal_(std=0.3, generator=torch.Generator().manual_seed(weight.numel()))
+    return model
 
 
 def noise(seconds: float, seed: int) -> np.ndarray:

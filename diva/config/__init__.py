@@ -193,11 +193,11 @@ def _explain(error: Exception, config_name: str) -> str:
         return f"there is no {group}={choice}{_nearest(choice, known)}"
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match.group(1)
+        if entry := re.search(rf"full_key: ({re.escape(key)}\.\S+)", str(error.__cause__)):
+            key = entry.group(1)  # a mapping was given, and this is the key in it that does not exist
         parent, _, last = key.rpartition(".")
         if parent in _FREE:
             return f"'{parent}' has no entry {last!r} yet; add it with: +{key}=VALUE"
-        if last in _siblings(config_name, parent):
-            return f"'{key}' has other entries than those given; add one with: +{key}.NAME=VALUE"
         return f"there is no key '{key}'{_nearest(last, _siblings(config_name, parent), parent)}"
     return text.splitlines()[0]
 

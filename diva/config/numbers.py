@@ -94,6 +94,8 @@ NUMBERS = {
     "model.adapter.num_query_tokens": COUNT,
     "model.adapter.stack": COUNT,
     "model.adapter.tokens_per_second": POSITIVE_OR_NULL,
+    "model.llm.lora.r": COUNT_OR_ALL,
+    "model.llm.lora.alpha": POSITIVE,
     "objective.distill_weight": SIZE,
     "objective.align_weight": SIZE,
     "objective.distill_from_step": COUNT_OR_NONE,

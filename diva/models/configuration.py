@@ -110,6 +110,30 @@ class AdapterConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """LoRA on the LLM (`diva/models/lora.py`): matrices of rank `r`, scaled by `alpha` / `r`, trained with the adapter.
+
+    `target_modules` are names of linear layers, such as ["q_proj", "v_proj"]. None: all of the LLM's layers.
+    There is no dropout: the LLM always computes in evaluation mode, and the steps of a resumed run are the same.
+    """
+
+    r: int | None = None  # None: no LoRA
+    alpha: float = 16.0
+    target_modules: list[str] | None = None
+
+    def __post_init__(self):
+        if self.r is not None and (self.r < 1 or self.alpha <= 0):
+            raise UserError(f"model.llm.lora: r={self.r} must be at least 1, alpha={self.alpha} above 0")
+        names = self.target_modules
+        if names is not None and not (
+            isinstance(names, list) and names and all(isinstance(n, str) for n in names)
+        ):
+            raise UserError(
+                f"model.llm.lora.target_modules={names} must be a list of names of linear layers, null for all"
+            )
+
+
+@dataclass(frozen=True)
 class LLMConfig:
     """A chat LLM (hub name or local folder), and the system prompt of the training, if any.
 
@@ -117,6 +141,7 @@ class LLMConfig:
     `prompt_layout="released"` puts an instruction where the published code puts it (`diva.models.prompts`).
     `template_kwargs` are variables of the chat template, such as `enable_thinking: false`. Without that one the answers
     of Qwen3 and SmolLM3 start with a thinking block, and the first token of the answer is what DiVA distils.
+    `lora` is None for an LLM that stays as it is, as in the paper.
     """
 
     name: str
@@ -124,8 +149,11 @@ class LLMConfig:
     attention: Literal["sdpa", "eager"] = "sdpa"
     prompt_layout: Literal["template", "released"] = "template"
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    lora: LoraConfig | None = None  # a dict of its values is taken too
 
     def __post_init__(self):
+        lora = LoraConfig(**self.lora) if isinstance(self.lora, dict) else self.lora
+        object.__setattr__(self, "lora", None if lora is None or lora.r is None else lora)
         if not isinstance(self.template_kwargs, dict):
             raise UserError(
                 f"model.llm.template_kwargs={self.template_kwargs} must be a mapping, {{}} for none"

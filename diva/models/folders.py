@@ -1,7 +1,7 @@
 """Reading and writing the folder of a model.
 
-An export holds `config.json`, the adapter in `model.safetensors`, the tokenizer and the code to load it
-(`remote_code`). Only AutoProcessor reads this tokenizer; a model uses that of its LLM.
+An export holds `config.json`, the adapter and the LLM's LoRA matrices in `model.safetensors`, the tokenizer, and the
+code to load it (`remote_code`). Only AutoProcessor reads this tokenizer; a model uses that of its LLM.
 `config.json` names the frozen parts, or they are in folders next to it. The published layouts are in `released`.
 """
 
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from ..errors import UserError
 from ..files import written_whole
 from .configuration import DivaConfig
+from .lora import LORA
 from .pretrained import ADAPTER_WEIGHTS, FORK_FILES, adapter_files, is_fork, resolve
 from .released import ENCODER, QFORMERS, Checkpoint, State, from_released, is_released
 
@@ -49,7 +50,9 @@ def read(folder: Path, llm: str | None = None, encoder: str | None = None) -> Ch
         raise UserError(f"{folder} is not a readable export: {error}") from error
     names = {part: name for part, name in (("llm", llm), ("encoder", encoder)) if name}
     if "adapter" in values:
-        return Checkpoint(_beside(DivaConfig.from_dict(values, **names), folder), state)
+        lora = {name: value for name, value in state.items() if name.startswith(LORA)}
+        adapter = {name: value for name, value in state.items() if name not in lora}
+        return Checkpoint(_beside(DivaConfig.from_dict(values, **names), folder), adapter, lora=lora)
     if "reference_encoder" in values or is_released(state):
         return from_released(values, state, folder, names)
     raise UserError(f"{folder}/config.json is of a {values.get('model_type', 'model')}, not of a DiVA")

@@ -12,6 +12,7 @@ from transformers import DynamicCache, GenerationMixin, LogitsProcessorList, Tex
 
 from ..errors import UserError
 from .llm import has_keys_only
+from .lora import reads_with_lora
 
 # Most tokens of an answer in the calls of the published code.
 _GREEDY = {"do_sample": False, "max_new_tokens": 128}
@@ -105,6 +106,7 @@ class SpokenGenerationMixin(GenerationMixin):
             length == 0
             or ids.shape[1] <= length
             or not has_keys_only(self.llm)
+            or reads_with_lora(self.llm)  # its keys and values are not cached; a pass of its own takes longer
             or kwargs.keys() & {"past_key_values", "cache_implementation"}
             or kwargs.get("use_cache") is False
         ):

@@ -15,6 +15,7 @@ from .configuration import DivaConfig
 from .folders import export_folder, read, write
 from .generation import SpokenGenerationMixin
 from .llm import Embeddings, decoder, has_keys_only, logits, masks
+from .lora import add_lora, frozen_weights, load_lora, lora_state, reads_with_lora, without_lora
 from .parts import Parts, load_parts, load_whisper, make_adapter, random_parts, save_encoder
 from .prompts import user_turn
 from .released import check_fit, same_weights, to_released
@@ -35,12 +36,17 @@ _HUB_ONLY = {"token", "revision", "cache_dir", "force_download", "code_revision"
 _IGNORED_IN_SAVING = {"safe_serialization", "is_main_process", "max_shard_size"}
 
 
+class PrefixCache(DynamicCache):
+    """The keys and values of the prefix [1, P]. Activation checkpointing does not recompute the layers that fill it."""
+
+
 class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
     """Frozen encoder and LLM with a trainable adapter between them.
 
     The student reads prefix | virtual tokens | suffix. The teacher reads prefix | transcript | suffix. Both are the
     same frozen LLM (DiVA section 3). In training all clips have the same prefix: its keys and values are computed once
     per device and expanded over the batch. `generate` accepts any chat (DivaProcessor).
+    With `LLMConfig.lora` the LLM also has trained matrices. The student reads with them, the teacher without them.
     """
 
     config_class = DivaConfig
@@ -59,6 +65,8 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         """Build the model that `config` describes. Without `parts` its weights are random."""
         parts = random_parts(config) if parts is None else parts
         llm = parts.llm.requires_grad_(False)
+        if config.llm.lora is not None:
+            add_lora(llm, config.llm.lora)
         config.know_llm(llm.config.get_text_config())
         super().__init__(config)
         if config.adapter.tokens_per_second is not None and not has_keys_only(llm):
@@ -81,7 +89,7 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         )
         for name, ids in (("prefix_ids", prompt.prefix_ids), ("suffix_ids", prompt.suffix_ids)):
             self.register_buffer(name, torch.tensor(ids, dtype=torch.long), persistent=False)
-        self._prefix_cache: DynamicCache | None = None
+        self._prefix_cache: PrefixCache | None = None
 
     def train(self, mode: bool = True) -> "DivaForConditionalGeneration":
         """Set the mode of the adapter only. Frozen parts stay in evaluation mode, because dropout would change them."""
@@ -89,6 +97,10 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         self.encoder.eval()
         self.llm.eval()
         return self
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Those of the adapter, then the LLM's LoRA matrices."""
+        return [*self.adapter.parameters(), *lora_state(self.llm).values()]
 
     # ---- speech to virtual tokens
 
@@ -147,7 +159,8 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         rest = self.suffix_ids.expand(len(token_ids), -1) if after is None else after
         position = torch.arange(rest.shape[1], device=token_ids.device) + tokens.unsqueeze(1)
         ids = nn.functional.pad(token_ids, (0, rest.shape[1])).scatter(1, position, rest)
-        states = self._states(self.embed(ids))
+        with without_lora(self.llm):
+            states = self._states(self.embed(ids))
         if at is None:
             return states[torch.arange(len(ids), device=ids.device), position[:, -1]]
         return _at(states, tokens.unsqueeze(1) + at)
@@ -197,19 +210,28 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         """The prefix's keys and values, expanded to `batch` rows.
 
         None for a template without a prefix, for an LLM with other state than keys and values, and if it is not reused.
+        With LoRA they change with each step, and have a gradient. So they are computed anew in each call.
         """
         if len(self.prefix_ids) == 0 or not self.reuses_prefix or not has_keys_only(self.llm):
             return None
-        if self._prefix_cache is None or self._prefix_cache.layers[0].keys.device != self.prefix_ids.device:
-            with torch.no_grad():
-                ids = self.prefix_ids.unsqueeze(0)
-                # All keys, also for layers with a sliding window: how many are visible depends on the later tokens.
-                self._prefix_cache = DynamicCache()
-                decoder(self.llm)(input_ids=ids, past_key_values=self._prefix_cache, use_cache=True)
+        known = self._read_prefix() if reads_with_lora(self.llm) else self._cached_prefix()
         cache = DynamicCache()
-        for index, layer in enumerate(self._prefix_cache.layers):
+        for index, layer in enumerate(known.layers):
             shape = (batch, -1, -1, -1)
             cache.update(layer.keys.expand(shape), layer.values.expand(shape), index)
+        return cache
+
+    @torch.no_grad()
+    def _cached_prefix(self) -> PrefixCache:
+        known = self._prefix_cache
+        if known is None or known.layers[0].keys.device != self.prefix_ids.device:
+            known = self._prefix_cache = self._read_prefix()
+        return known
+
+    def _read_prefix(self) -> PrefixCache:
+        # All keys, also for layers with a sliding window: how many are visible depends on the later tokens.
+        cache = PrefixCache()
+        decoder(self.llm)(input_ids=self.prefix_ids.unsqueeze(0), past_key_values=cache, use_cache=True)
         return cache
 
     # ---- generation
@@ -309,6 +331,7 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         model = cls(config, load_parts(config, device_map=device_map))
         check_fit(model.adapter.state_dict(), checkpoint.adapter, folder, config)
         model.adapter.load_state_dict(checkpoint.adapter)
+        load_lora(model.llm, checkpoint.lora, str(folder))
         if checkpoint.encoder is not None:
             check_fit(model.encoder.body.state_dict(), checkpoint.encoder, folder, config)
             if not same_weights(model.encoder.body.state_dict(), checkpoint.encoder):
@@ -330,7 +353,7 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         state_dict: dict[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write an export: the adapter, the names of the frozen parts, the code to load it.
+        """Write an export: the adapter and LoRA matrices, the names of the frozen parts, the code to load it.
 
         `full` also writes the frozen parts. `layout="released"` writes the layout that the published code reads; that
         code then uses its own prompt and 30 s windows. `state_dict` is the adapter's gathered state; it is needed if
@@ -349,6 +372,11 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         folder.mkdir(parents=True, exist_ok=True)
         adapter = self.adapter.state_dict() if state_dict is None else state_dict
         if layout == "released":
+            if self.config.llm.lora is not None:
+                raise UserError(
+                    "the released layout has no place for LoRA matrices of the LLM (model.llm.lora); write the other"
+                    " layout, save_pretrained(FOLDER)"
+                )
             write(folder, self.config.to_released(), self._released(adapter))
             return
         config = self.config.to_dict() | {"architectures": [type(self).__name__], "auto_map": AUTO_MAP}
@@ -361,10 +389,10 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
         self.processor.auto_map = {"AutoProcessor": AUTO_MAP["AutoProcessor"]}
         self.processor.save_pretrained(folder)
         self.generation_config.save_pretrained(folder)
-        write(folder, config, adapter)
+        write(folder, config, adapter | lora_state(self.llm))
 
     def _save_frozen(self, folder: Path) -> None:
-        self.llm.save_pretrained(folder / "llm")
+        self.llm.save_pretrained(folder / "llm", state_dict=frozen_weights(self.llm.state_dict().items()))
         self.processor.tokenizer.save_pretrained(folder / "llm")
         save_encoder(self.encoder, folder / "encoder", self.config.encoder.name, self.has_own_encoder)
         if (decoder := self.config.adapter.decoder) is not None:

@@ -33,6 +33,7 @@ from .encoder import (
     make_encoder,
 )
 from .llm import Embeddings, llm_from_config, load_llm
+from .lora import check_lora
 from .pretrained import PREPROCESSOR, resolve
 from .processing import DivaProcessor
 
@@ -59,8 +60,11 @@ def load_parts(
     """Load the parts that a config names. `tokenizer` is the LLM's, if it is already loaded."""
     # The encoder first: parts that do not fit each other are refused before the LLM's weights are loaded.
     encoder, decoder, whisper = load_encoder(config)
+    folder = resolve(config.llm.name)
+    if config.llm.lora is not None:
+        check_lora(AutoConfig.from_pretrained(folder), config.llm.lora)
     llm = load_llm(
-        resolve(config.llm.name),
+        folder,
         dtype=getattr(torch, config.frozen_dtype),
         attn_implementation=config.llm.attention,
         device_map=device_map,

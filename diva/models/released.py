@@ -9,7 +9,7 @@ There are three layouts:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Checkpoint:
     config: DivaConfig
     adapter: State
     encoder: State | None = None  # the encoder, if it was trained together with the adapter
+    lora: State = field(default_factory=dict)  # LoRA matrices of the LLM
 
 
 def is_released(state: State) -> bool:

@@ -3,7 +3,7 @@
 transformers loads a module and those that it imports from the same folder (`from .adapter import ...`). Subfolders are
 not possible. If a module imports a missing package, transformers refuses to load it
 (`transformers.dynamic_module_utils`). So an export holds copies of these modules in one folder. None of them imports
-diva, Lightning, Hydra or gguf outside a `try`.
+diva, Lightning, Hydra, gguf or peft outside a `try`.
 """
 
 import re
@@ -18,6 +18,7 @@ _MODULES = (
     "prompts",
     "parts",
     "llm",
+    "lora",
     "adapter",
     "encoder",
     "folders",

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 from diva.errors import UserError
-from diva.models.configuration import DivaConfig
+from diva.models.configuration import DivaConfig, LoraConfig
 from diva.models.folders import export_folder, read
+from diva.models.lora import load_lora
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.released import Checkpoint, same_weights
 
@@ -31,7 +32,19 @@ def read_start(config: DivaConfig) -> Checkpoint | None:
                 f"model.start_from={config.start_from} has model.adapter.{key}={there}, this run has {here}: give"
                 f" model.adapter.{key}={there}"
             )
+    there, here = checkpoint.config.llm.lora, config.llm.lora
+    if there is not None and there != here:
+        raise UserError(
+            f"model.start_from={config.start_from} has LoRA matrices of the LLM, with other settings than this run:"
+            f" give model.llm.lora={_as_override(there)}"
+        )
     return checkpoint
+
+
+def _as_override(lora: LoraConfig) -> str:
+    """Settings as they are written on the command line."""
+    names = "null" if lora.target_modules is None else f"[{','.join(lora.target_modules)}]"
+    return f"'{{r:{lora.r},alpha:{lora.alpha:g},target_modules:{names}}}'"
 
 
 def _name(folder: Path, part: str, config: DivaConfig) -> str | None:
@@ -42,7 +55,7 @@ def _name(folder: Path, part: str, config: DivaConfig) -> str | None:
 
 
 def start_from(model: DivaForConditionalGeneration, start: Checkpoint) -> str:
-    """Copy the weights of `start` into the adapter. Returns a line for the log.
+    """Copy the weights of `start` into the adapter, and its LoRA matrices into the LLM. Returns a line for the log.
 
     If `start` was for an LLM of another width, its projection is not copied. Raises UserError for any other weight that
     does not fit, and for an adapter that needs its own encoder.
@@ -74,4 +87,7 @@ def start_from(model: DivaForConditionalGeneration, start: Checkpoint) -> str:
     elif start.config.llm.name != llm:
         line += f", which was trained with {start.config.llm.name}"
     model.adapter.load_state_dict(own | state)
+    if start.lora:
+        load_lora(model.llm, start.lora, where)
+        line += ", with its LoRA matrices of the LLM"
     return line

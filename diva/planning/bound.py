@@ -26,10 +26,12 @@ _OF_TRAINED = 5
 def bound_bytes(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) -> float | None:
     """An upper bound of all bytes on a device in a step, with weights and AdamW's state.
 
-    None for an encoder or an LLM of a family whose layers may hold more than this knows of.
+    None for an encoder or an LLM of a family whose layers may hold more than this knows of, and with LoRA.
     """
     whisper, llm = parts.encoder, parts.llm.get_text_config()
     if llm.model_type not in _DENSE or whisper.model_type != "whisper" or parts.decoder != whisper:
+        return None
+    if config.llm.lora is not None:
         return None
     rows, frames, queries = batch.rows, batch.samples // SAMPLES_PER_FRAME, config.adapter.num_query_tokens
     prompt = user_turn(parts.tokenizer, config.llm.system_prompt, template_kwargs=config.llm.template_kwargs)

@@ -46,7 +46,7 @@ def stage_seconds(
     timers = []
     for layers in (BASE, deepen(_FURTHER)):
         model = prepare(config, parts.with_layers(layers, _VOCABULARY), work, device)
-        timers.append(_Timer(model, batch, work, optimizer(model.adapter.parameters()), gradient_clip))
+        timers.append(_Timer(model, batch, work, optimizer(model.trained_parameters()), gradient_clip))
     # The two depths take turns, so that noise affects both. The first round is a warm-up.
     rounds = [[timer() for timer in timers] for _ in range(_ROUNDS + 1)][1:]
     base, deeper = (
@@ -94,7 +94,7 @@ class _Timer:
 
         step(self.model, self.batch, self.work, mark)
         if self.gradient_clip > 0:
-            nn.utils.clip_grad_norm_(self.model.adapter.parameters(), self.gradient_clip)
+            nn.utils.clip_grad_norm_(self.model.trained_parameters(), self.gradient_clip)
         self.optimizer.step()
         mark("optimizer")
         return seconds

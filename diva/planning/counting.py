@@ -38,6 +38,7 @@ from diva.data.batch import SpeechBatch
 from diva.errors import UserError
 from diva.models.adapter import GROUPED, grouped_attention
 from diva.models.configuration import DivaConfig
+from diva.models.lora import without_lora
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.skeleton import Architecture, assemble
 from diva.training.answers import Continuation
@@ -291,7 +292,7 @@ def _count(config: DivaConfig, parts: Architecture, batch: Batch, work: Work) ->
 
 def _tally(model: DivaForConditionalGeneration, batch: Batch, work: Work) -> tuple[Figures, Figures]:
     """FLOPs of each stage, and the peak bytes of the tensors that it makes."""
-    for parameter in model.adapter.parameters():
+    for parameter in model.trained_parameters():
         parameter.grad = torch.zeros_like(parameter) if work.trains and work.accumulates else None
     flops: Figures = {}
     held: Figures = {}
@@ -333,7 +334,8 @@ def prepare(
 def fill_prefix_cache(model: DivaForConditionalGeneration) -> None:
     """Compute the keys and values of the prefix, as the first step of a run does once."""
     width = model.llm.config.get_text_config().hidden_size
-    model.student_states(torch.zeros(1, 1, width, device=model.prefix_ids.device))
+    with without_lora(model.llm):  # with LoRA they are not cached
+        model.student_states(torch.zeros(1, 1, width, device=model.prefix_ids.device))
 
 
 @cache

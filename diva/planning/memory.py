@@ -68,8 +68,9 @@ def resident(run: Run) -> dict[str, int]:
         "encoder, frozen": round(weights.encoder - kept * weights.encoder_layers),
         "LLM, frozen": round(weights.llm - kept * weights.llm_layers),
         "adapter": weights.adapter // shards,
-        "gradients": weights.adapter // shards,
-        "optimizer state": weights.optimizer // shards,
+        "LoRA": weights.lora,  # never sharded (diva.training.distributed.checks)
+        "gradients": weights.adapter // shards + weights.lora,
+        "optimizer state": weights.optimizer // shards + weights.lora_optimizer,
         "prefix keys and values": weights.prefix_cache,
     }
     if shards > 1:
@@ -77,7 +78,7 @@ def resident(run: Run) -> dict[str, int]:
             2 * weights.llm_layers // run.parts.layers[2]
         )  # one in use, one being prefetched
     elif is_ddp(run.config.hardware.strategy) and run.world > 1:
-        lines["gradient buckets of DDP"] = weights.adapter
+        lines["gradient buckets of DDP"] = weights.adapter + weights.lora
     if run.device.accelerator == "cpu":
         lines["interpreter and libraries"] = resident_bytes()
     return lines
@@ -102,7 +103,7 @@ def _host(run: Run, lines: dict[str, int]) -> dict[str, int]:
         "interpreter and libraries": resident_bytes(),
         "encoder in float32, as loaded": 4 * weights.heard_parameters,
         "LLM, as loaded": weights.llm,
-        "adapter, as loaded": weights.adapter,
+        "adapter, as loaded": weights.adapter + weights.lora,
         **_tables(run),
     }
     return {f"{name}{processes}": size * run.per_node for name, size in each.items()}

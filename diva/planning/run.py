@@ -17,6 +17,7 @@ from diva.errors import UserError
 from diva.models.configuration import DivaConfig
 from diva.models.encoder import frame_count
 from diva.models.llm import decoder
+from diva.models.lora import lora_state
 from diva.models.skeleton import Architecture, architecture
 from diva.planning.counting import (
     BASE,
@@ -44,6 +45,8 @@ _PARTS = {
     "encoder_layers": 0,
     "adapter": 1,
     "optimizer": 1,
+    "lora": 2,
+    "lora_optimizer": 2,
     "llm": 2,
     "llm_layers": 2,
     "prefix_cache": 2,
@@ -59,7 +62,9 @@ class Weights:
     llm_layers: int
     encoder_layers: int
     adapter: int
-    optimizer: int
+    optimizer: int  # its state for the adapter
+    lora: int
+    lora_optimizer: int
     prefix_cache: int
     heard_parameters: int  # of the whole models from which encoder and Q-Former are loaded, in float32
 
@@ -226,18 +231,25 @@ class Run:
         model = prepared(self.model, parts, Work(adapter_dtype=self.work.adapter_dtype))
         cache: Any = model._prefix_cache.layers if model._prefix_cache else []
         layers: Any = decoder(model.llm).layers
-        optimizer = make(self.config.optimizer.algorithm)(model.adapter.parameters())
-        for parameter in model.adapter.parameters():
+        adapter, lora = list(model.adapter.parameters()), list(lora_state(model.llm).values())
+        optimizer = make(self.config.optimizer.algorithm)([*adapter, *lora])
+        for parameter in (*adapter, *lora):
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
-        state = [value for of in optimizer.state.values() for value in of.values() if torch.is_tensor(value)]
+
+        def state(parameters: Any) -> int:
+            held = (value for parameter in parameters for value in optimizer.state[parameter].values())
+            return _bytes(value for value in held if torch.is_tensor(value))
+
         return {
             "encoder": _bytes(model.encoder.parameters()),
-            "llm": _bytes(model.llm.parameters()),
-            "llm_layers": _bytes(layers.parameters()),
+            "llm": _bytes(model.llm.parameters()) - _bytes(lora),
+            "llm_layers": _bytes(layers.parameters()) - _bytes(lora),
             "encoder_layers": _bytes(model.encoder.layers.parameters()),
-            "adapter": _bytes(model.adapter.parameters()),
-            "optimizer": _bytes(state),
+            "adapter": _bytes(adapter),
+            "optimizer": state(adapter),
+            "lora": _bytes(lora),
+            "lora_optimizer": state(lora),
             "prefix_cache": _bytes(t for layer in cache for t in (layer.keys, layer.values)),
         }
 

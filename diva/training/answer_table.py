@@ -16,6 +16,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from diva.data.batch import EMPTY_ROW, SpeechBatch
+from diva.models.lora import without_lora
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.pretrained import cache_dir
 from diva.models.prompts import user_turn
@@ -130,7 +131,7 @@ def by_llm(model: DivaForConditionalGeneration, settings: AnswerSettings, limit:
 
     def answer_group(number: int, group: Sequence[list[int]]) -> list[Answer]:
         rows = [model.embed(torch.tensor(ids, device=model.prefix_ids.device)) for ids in group]
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), without_lora(model.llm):
             torch.manual_seed(settings.seed + number)
             return answer(model, rows, limit, settings.temperature)
 

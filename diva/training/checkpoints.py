@@ -1,4 +1,4 @@
-"""Checkpoints that hold the adapter only, and the check that a run can resume from one."""
+"""Checkpoints that hold the trained weights only, and the check that a run can resume from one."""
 
 import zipfile
 from collections.abc import Mapping
@@ -10,18 +10,26 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from diva.errors import UserError
+from diva.models.lora import is_lora
 
 ADAPTER_PREFIX = "model.adapter."
 
 
 def adapter_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The trainable part of a training module's state. Frozen weights are never written to disk."""
-    return {key: value for key, value in state.items() if key.startswith(ADAPTER_PREFIX)}
+    """The trained part of a training module's state: the adapter, and LoRA matrices of the LLM.
+
+    Frozen weights are never written to disk.
+    """
+    return {key: value for key, value in state.items() if key.startswith(ADAPTER_PREFIX) or is_lora(key)}
 
 
 def without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
     """The adapter of a module's `state_dict`, by the names that an export has."""
-    return {key.removeprefix(ADAPTER_PREFIX): value for key, value in state.items()}
+    return {
+        key.removeprefix(ADAPTER_PREFIX): value
+        for key, value in state.items()
+        if key.startswith(ADAPTER_PREFIX)
+    }
 
 
 def check_adapter_keys(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from diva.errors import UserError
+from diva.models.lora import without_lora
 from diva.models.modeling import DivaForConditionalGeneration
 
 # Largest allowed difference, as a fraction of the logits' spread. The order of summation changes the logits slightly.
@@ -20,14 +21,15 @@ def check_llm(model: DivaForConditionalGeneration, transcript: Tensor) -> None:
     every layer), or its state after the prefix is not in the key-value cache that diva computes.
     """
     ids = torch.cat([model.prefix_ids, transcript, model.suffix_ids]).unsqueeze(0)
-    expected = model.llm(input_ids=ids, use_cache=False).logits[:, -1].float()
+    with without_lora(model.llm):
+        expected = model.llm(input_ids=ids, use_cache=False).logits[:, -1].float()
+        readers = {
+            "its embeddings": model.student_states(model.embed(transcript).unsqueeze(0)),
+            "the ids behind the kept prefix": model.teacher_states(
+                transcript.unsqueeze(0), torch.tensor([len(transcript)], device=ids.device)
+            ),
+        }
     spread = (expected - expected.mean()).norm()
-    readers = {
-        "its embeddings": model.student_states(model.embed(transcript).unsqueeze(0)),
-        "the ids behind the kept prefix": model.teacher_states(
-            transcript.unsqueeze(0), torch.tensor([len(transcript)], device=ids.device)
-        ),
-    }
     for what, states in readers.items():
         difference = float((model.logits(states) - expected).norm() / spread)
         if not difference <= _TOLERANCE[model.llm.dtype]:  # NaN is a difference too

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diva import markdown
 from diva.config import make
-from diva.models.configuration import AdapterConfig
+from diva.models.configuration import AdapterConfig, LoraConfig
 
 # The licence of each published part that this codebase knows.
 LICENCES = {
@@ -62,7 +62,23 @@ def _introduction(config: DictConfig, encoder: str, llm: str) -> str:
 [{encoder}](https://huggingface.co/{encoder}) into {adapter.num_virtual_tokens} virtual tokens{rate} and was
 distilled from what the LLM itself makes of the transcript (DiVA, arXiv 2410.02678). It saw no instructions and no
 labels, only speech with transcripts. It has the LLM's abilities and faults, and hears what its corpus taught it.
+{_with_lora(config)}"""
+
+
+def _with_lora(config: DictConfig) -> str:
+    """A paragraph if the LLM has LoRA matrices; otherwise empty."""
+    if _lora(config) is None:
+        return ""
+    return """
+The LLM was trained too, by LoRA matrices (here, beside the adapter). They change all its answers, also those to text
+alone. Its teacher was the LLM without them. Loading this model needs peft (`pip install peft`).
 """
+
+
+def _lora(config: DictConfig) -> LoraConfig | None:
+    """The LoRA settings of a run; a run of an earlier revision has none."""
+    values = OmegaConf.to_container(config.model.llm, resolve=True).get("lora")  # type: ignore[union-attr]
+    return None if values is None or values["r"] is None else make(values)
 
 
 _USE = """## Use
@@ -92,14 +108,23 @@ def _recipe(config: DictConfig, choices: dict[str, str], summary: dict[str, Any]
         "optimizer": f"AdamW, lr {optimizer.lr:g}, {optimizer.warmup_steps} warm-up steps, then linear to zero,"
         f" weight decay {optimizer.weight_decay:g}, betas {tuple(optimizer.betas)},"
         f" clipped at {optimizer.gradient_clip:g}",
-        "adapter": f"{config.model.adapter.kind}, {summary['parameters']['trainable'] / 1e6:.1f} M parameters, started"
+        "adapter": f"{config.model.adapter.kind}, started"
         f" from {config.model.adapter.init}, projection from {config.model.adapter.projection_init}",
+        "LoRA on the LLM": _lora_recipe(config),
+        "trained parameters": f"{summary['parameters']['trainable'] / 1e6:.1f} M",
         "precision": f"{config.hardware.precision}, {_frozen_precision(config.model)}",
         "time": f"{summary['seconds'] / 60:.1f} minutes, {summary['clips_per_second']:.1f} clips a second",
         "revision of the code": summary["revision"],
         "seed": config.seed,
     }
     return _table("## Recipe", ("", ""), rows.items())
+
+
+def _lora_recipe(config: DictConfig) -> str:
+    if (lora := _lora(config)) is None:
+        return "none"
+    layers = "all linear layers" if lora.target_modules is None else ", ".join(lora.target_modules)
+    return f"rank {lora.r}, alpha {lora.alpha:g}, {layers}"
 
 
 def _frozen_precision(model: DictConfig) -> str:

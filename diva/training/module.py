@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from diva.data.batch import SpeechBatch, transcript_tokens
 from diva.data.manifest import Skip
+from diva.models.lora import lora_state
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.training.answer_table import AnswerTable
 from diva.training.answers import AnswerSettings, Continuation
@@ -37,7 +38,7 @@ from diva.training.transcripts import Transcripts
 
 
 class DivaTraining(LightningModule):
-    """Trains `model.adapter` with `objective`. Encoder and LLM are frozen and are not in checkpoints.
+    """Trains `model.trained_parameters()` with `objective`. Frozen weights are not in checkpoints.
 
     `optimizer` makes an optimizer from parameters. `schedule` makes a learning-rate scheduler from the optimizer.
     `micro_batch_size` is the number of clips in one forward pass on one device.
@@ -73,7 +74,7 @@ class DivaTraining(LightningModule):
             shard_model(self.model, self.device_mesh)
 
     def configure_optimizers(self):
-        optimizer = self.optimizer_factory(self.model.adapter.parameters())
+        optimizer = self.optimizer_factory(self.model.trained_parameters())
         return [optimizer], [self.schedule_factory(optimizer)]
 
     def transfer_batch_to_device(
@@ -152,7 +153,7 @@ class DivaTraining(LightningModule):
         optimizer.zero_grad()
         if accumulates and self.device.type == "xla":
             # Zero gradients from a graph of their own: then all micro-batches of one shape use one compiled program.
-            for parameter in self.model.adapter.parameters():
+            for parameter in self.model.trained_parameters():
                 parameter.grad = torch.zeros_like(parameter)
             end_of_graph(self.device)
         for number, (micro, after) in enumerate(zip(micro_batches, continuations, strict=True), start=1):
@@ -166,6 +167,9 @@ class DivaTraining(LightningModule):
             )
             loss = self.objective.distill_weight * of.distill / max(positions, 1)
             loss = loss + self.objective.align_weight * of.align / max(tokens, 1)
+            if not distills:
+                # DDP waits for a gradient of every trained weight, and alignment does not run the LLM.
+                loss = loss + 0.0 * sum(weight.sum() for weight in lora_state(self.model.llm).values())
             last = number == len(micro_batches)
             with nullcontext() if last else self._without_gradient_sync():
                 # DDP averages gradients over ranks, but the denominators above are already global.
@@ -193,7 +197,7 @@ class DivaTraining(LightningModule):
         # In this hook XLA too has already summed the gradients over devices. Lightning's own clipping refuses fused
         # optimizers because of the gradient scaler, which bf16 does not use.
         if self.gradient_clip > 0:
-            torch.nn.utils.clip_grad_norm_(self.model.adapter.parameters(), self.gradient_clip)
+            torch.nn.utils.clip_grad_norm_(self.model.trained_parameters(), self.gradient_clip)
 
     def _without_gradient_sync(self) -> AbstractContextManager:
         strategy = self.trainer.strategy
@@ -253,7 +257,7 @@ class DivaTraining(LightningModule):
             total, count = self._sum_over_ranks(sums).tolist()
             self.log(f"{name}/{measure}", total / count if count else float("nan"))
 
-    # ---- checkpoints: the adapter only
+    # ---- checkpoints: what is trained only
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
         return adapter_state(super().state_dict(*args, **kwargs))

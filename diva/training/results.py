@@ -1,6 +1,7 @@
 """The results of a run: export and summary first, then sample responses and model card."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.table import Table
 
 from diva.errors import AudioFault
+from diva.models.lora import without_lora
 from diva.terminal import decorating, stderr_console
 from diva.training.callbacks import Throughput
 from diva.training.checkpoints import without_prefix
@@ -96,9 +98,11 @@ def sample_responses(module: Any, data: Any, count: int) -> list[Response]:
             [{"role": "user", "content": [{"type": "audio", "audio": spoken}]}],
         ]
         answers = []
-        for turn in turns:
+        readers: list[AbstractContextManager[None]] = [without_lora(module.model.llm), nullcontext()]
+        for turn, reader in zip(turns, readers, strict=True):
             batch = processor.apply_chat_template(turn).to(module.device)
-            ids = module.model.generate(**batch, max_new_tokens=_MAX_NEW_TOKENS, do_sample=False)
+            with reader:
+                ids = module.model.generate(**batch, max_new_tokens=_MAX_NEW_TOKENS, do_sample=False)
             answers.append(processor.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True))
         question, teacher, student = (" ".join(said.split()) for said in (text, *answers))
         rows.append((question, teacher, student))

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from diva.data.batch import transcript_tokens
 from diva.data.manifest import Manifest
+from diva.models.lora import frozen_weights
 
 _FORMAT = "3"
 
@@ -39,9 +40,12 @@ class Transcripts:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """A digest of the weights, from a slice of every parameter, its type and its shape."""
+    """A digest of the weights, from a slice of every parameter, its type and its shape.
+
+    That of an LLM with LoRA is that of the LLM alone: the teacher is the same.
+    """
     found = hashlib.sha256()
-    for name, weight in sorted(module.named_parameters()):
+    for name, weight in sorted(frozen_weights(module.named_parameters()).items()):
         found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         values = weight.detach().flatten()[:: max(1, weight.numel() // 64)][:64]
         found.update(values.float().cpu().numpy().tobytes())

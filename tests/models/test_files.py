@@ -43,7 +43,9 @@ def test_an_export_names_the_frozen_parts_and_holds_the_adapter(export, model):
     assert state.keys() == model.adapter.state_dict().keys()
     config = json.loads((export / "config.json").read_text())
     assert config["adapter"]["num_query_tokens"] == 12
-    assert set(config["llm"]) == {"name", "system_prompt", "attention", "prompt_layout", "template_kwargs"}
+    assert set(config["llm"]) == {
+        "name", "system_prompt", "attention", "prompt_layout", "template_kwargs", "lora",
+    }  # fmt: skip
     again = diva.DivaForConditionalGeneration.from_pretrained(export.parent)  # the run's folder
     assert same_adapter(again, model)
     assert again.llm.dtype == torch.bfloat16

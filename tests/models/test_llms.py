@@ -8,15 +8,16 @@ import pytest
 import torch
 from llms import EAGER_ONLY, FAMILIES, make_llm_of
 from steps import assert_served_alike
-from tiny import noise
+from tiny import as_if_trained, noise
 from transformers import PreTrainedModel
 
 from diva.audio.frames import pad_clips, padded_samples
 from diva.data.batch import SpeechBatch
 from diva.errors import UserError
 from diva.models.build import build
-from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig
-from diva.models.llm import load_llm
+from diva.models.configuration import AdapterConfig, DivaConfig, EncoderConfig, LLMConfig, LoraConfig
+from diva.models.llm import decoder, load_llm
+from diva.models.lora import lora_state
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.parts import load_tokenizer
 from diva.models.processing import DivaProcessor
@@ -40,12 +41,14 @@ def llms(tmp_path_factory):
     return cache(lambda family: make_llm_of(family, root / family))
 
 
-def make(folder: Path, whisper: Path, attention: str = "eager", **adapter) -> DivaForConditionalGeneration:
+def make(
+    folder: Path, whisper: Path, attention: str = "eager", lora: LoraConfig | None = None, **adapter
+) -> DivaForConditionalGeneration:
     torch.manual_seed(1)
     config = DivaConfig(
         EncoderConfig(str(whisper), "bucket"),
         AdapterConfig(num_query_tokens=Q, **adapter),
-        LLMConfig(str(folder), SYSTEM, attention),
+        LLMConfig(str(folder), SYSTEM, attention, lora=lora),
         "float32",
     )
     return build(config, load_tokenizer(str(folder)))
@@ -140,6 +143,30 @@ def test_a_step_trains_the_adapter_alone(family, llms, tiny_whisper):
     for name, parameter in model.named_parameters():
         learns = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
         assert learns == name.startswith("adapter."), name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_lora_is_added_to_the_weights_for_the_student_alone(family, llms, tiny_whisper):
+    """The student reads as an LLM with the weights W + alpha / r B A does, the teacher as the LLM alone."""
+    model = as_if_trained(make(llms(family), tiny_whisper, lora=LoraConfig(r=4, alpha=2.0)))
+    llm, changed = alone(llms(family)), alone(llms(family))
+    weights = dict(decoder(changed).layers.named_parameters())
+    state = lora_state(model.llm)
+    for name in [name for name in state if ".lora_A." in name]:
+        b, weight = state[name.replace(".lora_A.", ".lora_B.")], name.replace(".lora_A.", ".")
+        weights[weight.removeprefix("lora.")] += 2.0 / 4 * b @ state[name]
+    v = torch.randn(2, Q, 32) * model.embed(IDS).std()
+    for row, logits in enumerate(model.logits(model.student_states(v))):
+        wanted = changed(inputs_embeds=around(model, v[row]), use_cache=False).logits[0, -1]
+        torch.testing.assert_close(logits, wanted, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(
+            wanted, llm(inputs_embeds=around(model, v[row]), use_cache=False).logits[0, -1], atol=1e-2
+        )
+    teacher = model.logits(model.teacher_states(IDS.unsqueeze(0), torch.tensor([len(IDS)])))
+    whole = torch.cat([model.prefix_ids, IDS, model.suffix_ids]).unsqueeze(0)
+    wanted = llm(input_ids=whole, use_cache=False).logits[0, -1]
+    torch.testing.assert_close(teacher[0], wanted, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

