@@ -62,6 +62,11 @@ def test_a_kind_is_as_frequent_as_its_probability():
     assert sum(changed) / 600 == pytest.approx(0.3, abs=0.06)
 
 
+def test_each_kind_has_draws_of_its_own():
+    noise, speed = (torch.rand(3, generator=DRAW.generator(kind)) for kind in ("noise", "speed"))
+    assert not noise.equal(speed)
+
+
 def test_one_kind_does_not_move_the_draws_of_another():
     noise = {"probability": 1.0}
     alone = change(augmentation(noise=noise))
