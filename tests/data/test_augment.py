@@ -148,7 +148,7 @@ def test_a_folder_without_recordings_is_the_users_to_mend(kind, tmp_path):
 def test_a_damaged_recording_is_named_before_training(tmp_path):
     (tmp_path / "bad.wav").write_bytes(b"RIFF nothing")
     augment = augmentation(noise={"probability": 1.0, "folder": str(tmp_path)})
-    with pytest.raises(UserError, match=r"bad\.wav"):
+    with pytest.raises(UserError, match=r"data\.augment\.noise\.folder=.*bad\.wav.*; take that file out"):
         augment.check()
 
 
