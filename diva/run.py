@@ -106,12 +106,13 @@ def make_data(
             f"data.max_seconds={config.max_seconds:g}: Whisper hears {WHISPER_SECONDS:g} s at a time, so training"
             " leaves out longer clips; cut them first"
         )
-    taken = inspect.signature(SpeechDataModule).parameters.keys() - {"corpus"}
+    taken = inspect.signature(SpeechDataModule).parameters.keys() - {"corpus", "augment"}
     values = {
         key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key in taken
     }
     return SpeechDataModule(
         corpus=make(config.corpus),
+        augment=make(config.get("augment")),
         tokenizer=tokenizer,
         max_tokens=adapter.num_virtual_tokens,
         tokens_per_second=adapter.tokens_per_second,

@@ -11,14 +11,26 @@ from diva.config.numbers import NUMBERS
 from diva.errors import UserError
 from tests.test_start import SLOW, python
 
-GROUPS = {"train": ("data", "model", "objective", "optimizer", "hardware", "logger", "sweep", "experiment")}
+GROUPS = {
+    "train": (
+        "data",
+        "data/augment",
+        "model",
+        "objective",
+        "optimizer",
+        "hardware",
+        "logger",
+        "sweep",
+        "experiment",
+    )
+}
 GROUPS["evaluate"] = ("task", "system")
 # What is null until it is given, and then a text or a mapping.
 TEXTS = {
     "resume", "checkpoint_best", "model.start_from", "answers.endpoint", "answers.model",
     "plan.json", "model.llm.system_prompt", "logger.tensorboard.name", "data.locale", "data.subset",
     "data.corpus.locale", "data.corpus.name", "predictions", "report", "whisper", "system.dtype", "system.llm",
-    "data.teacher_text", "model.llm.lora.target_modules",
+    "data.augment.noise.folder", "data.augment.reverberation.folder", "data.teacher_text", "model.llm.lora.target_modules",
     "model.encoder.dtype", "model.adapter.decoder", "system.encoder_dtype",
     "system.model", "system.encoder", "system.whisper", "task.corpus", "task.split", "task.group", "task.separator",
     "task.system_prompt", "task.question", "task.labels", "task.variant", "task.reference", "task.corpus.list_field",
@@ -100,6 +112,9 @@ WRONG = [
     ("data.max_train_clips=0", "a whole number at least 1 or null"),
     ("model.llm.lora.r=0", "a whole number at least 1 or null"),
     ("model.llm.lora.alpha=0", "a number above 0"),
+    ("data.augment.noise.probability=1.5", "a number at least 0 and at most 1"),
+    ("data.augment.noise.snr=[20.0,0.0]", "a list of 2, the smaller first, each a number at least -30"),
+    ("data.augment.speed.factor=[0.1,1.1]", "at least 0.5 and at most 2"),
     ("plan.mfu=1.5", "a number above 0 and at most 1 or null"),
 ]
 

@@ -79,6 +79,15 @@ def longest_tokens_read(padded_samples: int, most: int, per_second: float | None
     return max(1, min(most, _tokens_of(padded_samples // SAMPLES_PER_FRAME, per_second)))
 
 
+def shortest_clip(tokens: int, per_second: float | None) -> int:
+    """The least samples of a clip of which the LLM reads at least `tokens` virtual tokens."""
+    if per_second is None:
+        return 1
+    # One frame more: a frame that has only begun does not count.
+    seconds = tokens / round(per_second, 3) + SAMPLES_PER_FRAME / SAMPLE_RATE
+    return max(1, math.ceil((seconds - TAIL_SECONDS) * SAMPLE_RATE))
+
+
 def _tokens_of(frames: Any, per_second: float) -> Any:
     """Integer arithmetic, so that devices and the host agree. `per_second` is rounded to a thousandth."""
     frames_per_second = SAMPLE_RATE // SAMPLES_PER_FRAME
@@ -92,6 +101,11 @@ def padded_samples(seconds: float) -> int:
     """
     wanted = int(np.ceil((seconds + TAIL_SECONDS) * SAMPLE_RATE / SAMPLES_PER_FRAME)) * SAMPLES_PER_FRAME
     return min(wanted + _MARGIN_SAMPLES, int(WHISPER_SECONDS * SAMPLE_RATE))
+
+
+def longest_clip(padded: int) -> int:
+    """Samples of the longest clip that fits into a batch of `padded` samples with its silent tail and the margin."""
+    return padded - int(TAIL_SECONDS * SAMPLE_RATE) - _MARGIN_SAMPLES
 
 
 def pad_clips(clips: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -111,7 +111,8 @@ def _declared_keys(config_name: str, config_dir: str | None) -> dict[str, set[st
         for file in folder.glob("*/**/*.yaml"):
             group = file.parent.relative_to(folder).as_posix().replace("/", ".")
             if group.split(".")[0] not in _DIFFERENCES_ONLY:
-                known[""].add(group.split(".")[0])
+                parent, _, name = group.rpartition(".")
+                known.setdefault(parent, set()).add(name)
                 _declare(_raw(file), group, known)
     return known
 

@@ -15,7 +15,8 @@ from diva.errors import UserError
 class Number:
     """The allowed values of a key: a type (int, float, bool) and a range.
 
-    It may also allow `null`, texts that match `other`, or only lists of `length` such numbers.
+    It may also allow `null`, texts that match `other`, or only lists of `length` such numbers; in `order`, none of them
+    is below the one before it.
     """
 
     kind: type
@@ -26,12 +27,17 @@ class Number:
     null: bool = False
     other: str = ""  # regular expression of other allowed values, as text
     length: int = 0  # length of the list; 0: a single number
+    order: bool = False
+    many: bool = False  # a list of any length
 
     def allows(self, value: Any) -> bool:
         if value is None:
             return self.null
+        if self.many:
+            return isinstance(value, list) and all(map(self._in_range, value))
         if self.length:
-            return isinstance(value, list) and len(value) == self.length and all(map(self._in_range, value))
+            is_list = isinstance(value, list) and len(value) == self.length
+            return is_list and all(map(self._in_range, value)) and (not self.order or value == sorted(value))
         if self.other and re.fullmatch(self.other, str(value)):
             return True
         return self._in_range(value)
@@ -54,7 +60,9 @@ class Number:
             limits.append(f"{'below' if self.open_high else 'at most'} {self.high:.10g}")
         text = " ".join([what, *([" and ".join(limits)] if limits else [])])
         if self.length:
-            text = f"a list of {self.length}, each {text}"
+            text = f"a list of {self.length}, {'the smaller first, ' if self.order else ''}each {text}"
+        if self.many:
+            text = f"a list, each {text}"
         return text + (" or null" if self.null else "")
 
 
@@ -69,6 +77,13 @@ SHARE = Number(float, 0, 1)
 SEED = Number(int, 0, 2**32 - 1)
 # All devices, a number of devices, or their indices, in Lightning's notation.
 DEVICES = Number(int, 1, other=r"-1|auto|[1-9]\d*|\d+(,\d+)*,|\d+(,\d+)+|\[\d+(, \d+)*\]")
+
+
+def _between(low: float, high: float) -> Number:
+    """A range inside these limits: its lower and its upper end."""
+    return Number(float, low, high, length=2, order=True)
+
+
 BETAS = Number(float, 0, 1, open_high=True, length=2)
 
 NUMBERS = {
@@ -91,6 +106,21 @@ NUMBERS = {
     "data.num_workers": COUNT_OR_NONE,
     "data.max_seconds": POSITIVE_OR_NULL,
     "data.corpus.max_seconds": POSITIVE_OR_NULL,
+    **{
+        f"data.augment.{kind}.probability": SHARE
+        for kind in ("speed", "reverberation", "noise", "gain", "telephone", "codec", "spec_augment")
+    },
+    "data.augment.speed.factor": _between(0.5, 2.0),
+    "data.augment.reverberation.rt60": _between(0.05, 5.0),
+    "data.augment.reverberation.direct_to_reverberant": _between(-30.0, 60.0),
+    "data.augment.noise.snr": _between(-30.0, 100.0),
+    "data.augment.gain.decibels": _between(-60.0, 40.0),
+    "data.augment.codec.kilobits": _between(6.0, 256.0),
+    "data.augment.spec_augment.time_masks": COUNT_OR_NONE,
+    "data.augment.spec_augment.time_seconds": SIZE,
+    "data.augment.spec_augment.time_share": SHARE,
+    "data.augment.spec_augment.band_masks": COUNT_OR_NONE,
+    "data.augment.spec_augment.band_share": SHARE,
     "model.adapter.num_query_tokens": COUNT,
     "model.adapter.stack": COUNT,
     "model.adapter.tokens_per_second": POSITIVE_OR_NULL,
@@ -155,6 +185,9 @@ NUMBERS = {
     "task.transcript": SWITCH,
     "task.max_new_tokens": COUNT,
     "task.max_samples": COUNT_OR_ALL,
+    "task.corpus.snr": Number(float, -30.0, 100.0, many=True),
+    "task.corpus.kilobits": Number(float, 6.0, 256.0),
+    "task.corpus.seed": SEED,
     "system.timeout_seconds": POSITIVE,
     "system.trust_remote_code": SWITCH,
 }

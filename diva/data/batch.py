@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from diva.audio.frames import SAMPLE_RATE, TAIL_SECONDS, tokens_read
+from diva.audio.frames import SAMPLE_RATE, TAIL_SECONDS, longest_clip, shortest_clip, tokens_read
+from diva.audio.masks import Masks
+from diva.data.augment import Augmentation, Draw
 from diva.data.manifest import Manifest, Skip
 from diva.errors import AudioFault
 
@@ -23,6 +25,7 @@ class BatchPlan(NamedTuple):
 
     clips: list[int]  # indices into the manifest; EMPTY_ROW for a row that only completes the shape
     padded_samples: int  # samples of every row, the same for all batches of the bucket
+    step: int = 0  # number of the global batch since the start of training; augmentation depends on it
 
 
 @dataclass
@@ -38,6 +41,7 @@ class SpeechBatch:
     clip_ids: list[str]  # [B] the id of each clip in its corpus; "" for an empty row
     padded_samples: int  # S of the bucket, also if waveforms are not loaded
     faults: list[Skip] = field(default_factory=list)  # clips of this batch that could not be loaded
+    masks: Masks | None = None  # what SpecAugment hides of the log-mel; None: nothing
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -82,6 +86,7 @@ class SpeechBatch:
             clip_ids=clip_ids,
             padded_samples=self.padded_samples,
             faults=faults,
+            masks=None if self.masks is None else self.masks.each(change),
         )
 
 
@@ -94,6 +99,8 @@ class SpeechDataset(Dataset[SpeechBatch]):
     cached.
     A transcript has at most `max_tokens` tokens. With `tokens_per_second` the limit also depends on the length of the
     clip (`diva.audio.frames.tokens_read`).
+    `augment` changes every waveform, by `seed` and the step. At another speed, a clip still fits into its bucket, and
+    still has a virtual token for each token of its transcript.
     """
 
     def __init__(
@@ -103,12 +110,16 @@ class SpeechDataset(Dataset[SpeechBatch]):
         max_tokens: int,
         heard: bool = True,
         tokens_per_second: float | None = None,
+        augment: Augmentation | None = None,
+        seed: int = 0,
     ):
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.tokens_per_second = tokens_per_second
         self.heard = heard
+        self.augment = augment
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -119,7 +130,8 @@ class SpeechDataset(Dataset[SpeechBatch]):
         token_ids = np.zeros((rows, self.max_tokens), dtype=np.int64)
         # Lists of numbers, made into tensors at the end: setting one tensor element is slower than loading its clip.
         samples, tokens, clips, clip_ids = [0] * rows, [0] * rows, [EMPTY_ROW] * rows, [""] * rows
-        faults = []
+        faults: list[Skip] = []
+        masks = None if self.augment is None else self.augment.no_masks(rows)
         for row, clip in enumerate(plan.clips):
             if clip == EMPTY_ROW:
                 continue
@@ -131,6 +143,13 @@ class SpeechDataset(Dataset[SpeechBatch]):
             except AudioFault as fault:
                 faults.append(Skip(clip_id, fault.reason, fault.detail))
                 continue
+            if self.augment is not None:
+                draw = Draw(self.seed, plan.step, clip_id)
+                limits = self._limits(length, len(ids), plan.padded_samples)
+                waveform = self.augment.waveform(waveform, draw, *limits)
+                length = len(waveform)
+                if masks is not None:
+                    masks.times[row], masks.bands[row] = self.augment.spans(length, draw)
             waveforms[row, : len(waveform)] = torch.from_numpy(waveform)
             token_ids[row, : len(ids)] = ids
             samples[row], tokens[row], clips[row], clip_ids[row] = length, len(ids), clip, clip_id
@@ -143,7 +162,13 @@ class SpeechDataset(Dataset[SpeechBatch]):
             clip_ids=clip_ids,
             padded_samples=plan.padded_samples,
             faults=faults,
+            masks=masks,
         )
+
+    def _limits(self, samples: int, tokens: int, padded: int) -> tuple[int, int]:
+        """The least and the most samples that a clip may have at another speed. Its own number is always allowed."""
+        shortest = shortest_clip(tokens, self.tokens_per_second)
+        return min(samples, shortest), max(samples, longest_clip(padded))
 
     def _waveform(self, clip: int, limit: int) -> np.ndarray:
         """The waveform [S] of a clip, S <= limit. A listed duration may be too short by at most the silent tail."""

@@ -92,7 +92,8 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         clips, buckets = self.plan(self.epoch)
         shapes = [padded_samples(edge) for edge in self.edges]
         for step in range(self.first, len(self)):
-            yield BatchPlan(clips[step, self._rows].tolist(), shapes[buckets[step]])
+            since_start = self.epoch * len(self) + step
+            yield BatchPlan(clips[step, self._rows].tolist(), shapes[buckets[step]], since_start)
 
     def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The global batches of an epoch in order: clips [steps, batch_size] and bucket [steps]."""

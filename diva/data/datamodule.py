@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from diva.audio.frames import SAMPLE_RATE, WHISPER_SECONDS, padded_samples, tokens_read
+from diva.data.augment import Augmentation
 from diva.data.batch import SpeechBatch, SpeechDataset, transcript_fault, transcript_tokens
 from diva.data.bucketing import BucketBatchSampler, EvalBatchSampler, ResumableLoader, bucket_edges
 from diva.data.decoded import decode_once
@@ -54,6 +55,7 @@ class SpeechDataModule(LightningDataModule):
         num_workers: processes that load batches, for each loader.
         skipped_tsv: file that lists the skipped clips.
         teacher_text: what the teacher reads of a clip, a template (`diva.data.teacher_text`); null: its transcript.
+        augment: changes of the training clips (`diva.data.augment`). Validation clips are never changed.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class SpeechDataModule(LightningDataModule):
         num_workers: int = 2,
         skipped_tsv: str | Path = "skipped.tsv",
         teacher_text: str | None = None,
+        augment: Augmentation | None = None,
     ):
         super().__init__()
         if teacher_text is not None:
@@ -97,6 +100,8 @@ class SpeechDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.skipped_tsv = Path(skipped_tsv)
         self.teacher_text = teacher_text
+        # None if no kind of change is switched on: then the batches are those without augmentation, to the bit.
+        self.augment = augment if augment is not None and augment.kinds else None
         self._splits: dict[str, Manifest] = {}
         # Splits whose batches hold no waveforms, because the encoder frames of their clips are cached. It applies to
         # loaders that are made after a change.
@@ -113,6 +118,8 @@ class SpeechDataModule(LightningDataModule):
         """Read, filter and decode the splits, once. Raises UserError if too many clips are skipped."""
         if self._splits:
             return
+        if self.augment is not None:
+            self.augment.check()
         limits = {self.train_split: self.max_train_clips}
         limits |= {s: self.max_val_clips for s in self.val_splits.values() if s != self.train_split}
         splits = {split: self._manifest(split, limit) for split, limit in limits.items()}
@@ -174,6 +181,8 @@ class SpeechDataModule(LightningDataModule):
         skips = [skip for of_split in self.skipped.values() for skip in of_split]
         reasons = ", ".join(f"{count} {reason}" for reason, count in count_by_reason(skips).items())
         lines.append(f"skipped: {reasons or 'none'}")
+        if self.augment is not None:
+            lines.append(f"augmentation, with its probability: {self.augment}")
         return "\n".join(lines)
 
     # -- loaders ------------------------------------------------------------------------------------------------
@@ -192,7 +201,7 @@ class SpeechDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> ResumableLoader:
-        dataset = self._dataset(self.train_split)
+        dataset = self._dataset(self.train_split, self.augment)
         return ResumableLoader(dataset, self._train_sampler(), **self._loader_options(self.train_split))
 
     def val_dataloader(self) -> list[DataLoader[SpeechBatch]]:
@@ -209,10 +218,16 @@ class SpeechDataModule(LightningDataModule):
             self._dataset(split), batch_size=None, sampler=sampler, **self._loader_options(split)
         )
 
-    def _dataset(self, split: str) -> SpeechDataset:
+    def _dataset(self, split: str, augment: Augmentation | None = None) -> SpeechDataset:
         heard = split not in self.without_waveforms
         return SpeechDataset(
-            self._splits[split], self.tokenizer, self.max_tokens, heard, self.tokens_per_second
+            self._splits[split],
+            self.tokenizer,
+            self.max_tokens,
+            heard,
+            self.tokens_per_second,
+            augment,
+            self.seed,
         )
 
     def _edges_for(self, manifest: Manifest) -> list[float]:

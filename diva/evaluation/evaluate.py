@@ -10,7 +10,9 @@ from diva.command import quieten
 from diva.config import make
 from diva.data.manifest import Skip, count_by_reason
 from diva.errors import UserError
+from diva.evaluation.conditions import COLUMN
 from diva.evaluation.predictions import by_themselves, check_scores, match, read_predictions
+from diva.evaluation.reporting.curves import PICTURE, draw
 from diva.evaluation.reporting.html import write_report
 from diva.evaluation.reporting.tables import Result, table
 from diva.evaluation.results import digest, scored, write_results
@@ -42,6 +44,10 @@ def evaluate(config: DictConfig, choice: str) -> list[Path]:
     print(table(results))
     for folder in folders:
         say(f"results: {folder}")
+    if task.group == COLUMN:
+        picture = folders[0] / PICTURE
+        picture.write_bytes(draw(results))
+        say(f"picture: {picture}")
     if config.report == "html":
         has_audio = not score or config.references == "task"
         say(f"report: {write_report(folders[0], results, task, has_audio)}")

@@ -74,8 +74,8 @@ def scored(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, An
 
 
 def by_group(answers: Sequence[Answer], metrics: Sequence[Metric]) -> dict[str, dict[str, Any]]:
-    """The main metric of each group of answers; empty if there are no groups."""
-    groups = sorted({answer.group for answer in answers if answer.group is not None})
+    """The main metric of each group of answers, in the order of the answers; empty if there are no groups."""
+    groups = dict.fromkeys(answer.group for answer in answers if answer.group is not None)
     parts = {group: [answer for answer in answers if answer.group == group] for group in groups}
     return {group: asdict(headline(figures(part, metrics))) for group, part in parts.items()}
 

@@ -3,6 +3,7 @@
 All have one interface, `SpeechEncoder`. The model type in transformers' config chooses the class.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -48,6 +49,10 @@ def has_window(config: PreTrainedConfig) -> bool:
     return config.model_type in ("whisper", *AUDIO_LLMS.values())
 
 
+# Log-mel [B, M, T] -> the same with parts hidden.
+Masks = Callable[[Tensor], Tensor]
+
+
 class SpeechEncoder(nn.Module):
     """Waveforms -> frames of `width` E, `frame_count.samples_per_frame` samples apart. Frozen: no gradients.
 
@@ -81,11 +86,19 @@ class SpeechEncoder(nn.Module):
         return getattr(self.body, "encoder", self.body).layers
 
     @torch.no_grad()
-    def forward(self, waveforms: Tensor, samples: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Waveforms [B, S] of `samples` [B] -> frames [B, F, E], mask [B, F] (True: valid; None: all are)."""
+    def forward(
+        self, waveforms: Tensor, samples: Tensor, masks: Masks | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Waveforms [B, S] of `samples` [B] -> frames [B, F, E], mask [B, F] (True: valid; None: all are).
+
+        `masks` hides parts of the log-mel (SpecAugment); only a LogMelEncoder takes them.
+        """
         # Frozen weights compute in their own precision. Autocast would only add casts.
         with torch.autocast(waveforms.device.type, enabled=False):
-            return self._encode(waveforms, samples)
+            if masks is None:
+                return self._encode(waveforms, samples)
+            assert isinstance(self, LogMelEncoder)
+            return self._encode(waveforms, samples, masks)
 
     def _encode(self, waveforms: Tensor, samples: Tensor) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
@@ -98,11 +111,16 @@ class LogMelEncoder(SpeechEncoder):
         super().__init__(body, context)
         self.log_mel = LogMel(body.config.num_mel_bins)
 
-    def _encode(self, waveforms: Tensor, samples: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _encode(
+        self, waveforms: Tensor, samples: Tensor, masks: Masks | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         if self.context == "full":
             waveforms = F.pad(waveforms, (0, int(WHISPER_SECONDS * SAMPLE_RATE) - waveforms.shape[1]))
         body: Any = self.body
-        hidden = F.gelu(body.conv1(self.log_mel(waveforms).to(body.conv1.weight.dtype)))
+        log_mel = self.log_mel(waveforms)
+        if masks is not None:
+            log_mel = masks(log_mel)
+        hidden = F.gelu(body.conv1(log_mel.to(body.conv1.weight.dtype)))
         hidden = F.gelu(body.conv2(hidden)).transpose(1, 2)
         hidden = hidden + body.embed_positions.weight[: hidden.shape[1]]
         seen, *pooled = self.frame_count.stages

@@ -12,6 +12,7 @@ from transformers import AutoModel
 from diva.audio.frames import SAMPLE_RATE, padded_samples
 from diva.config import make
 from diva.config.precision import autocast_dtype
+from diva.data.augment import Augmentation
 from diva.data.decoded import BYTES_PER_SECOND
 from diva.errors import UserError
 from diva.models.configuration import DivaConfig
@@ -79,6 +80,7 @@ class Run:
         self.objective: Objective = make(config.objective)
         self.precompute: Precompute = make(config.precompute)
         self.answers: AnswerSettings = make(config.answers)
+        self.augment: Augmentation | None = make(config.data.get("augment"))
         self.device: Device = find_device(
             config.hardware.accelerator, config.plan.device_memory_gb, config.plan.device_tflops
         )
@@ -98,7 +100,17 @@ class Run:
     @property
     def assumptions(self) -> list[str]:
         """Assumptions: values that are neither in the config nor found on this machine."""
-        return [line for line in (self.assumed_devices, self.lengths.origin) if line]
+        return [line for line in (self.assumed_devices, self.lengths.origin, self._augmentation) if line]
+
+    @property
+    def augments(self) -> bool:
+        return self.augment is not None and bool(self.augment.kinds)
+
+    @property
+    def _augmentation(self) -> str:
+        if self.augment is None or not self.augment.kinds:
+            return ""
+        return f"augmentation ({', '.join(self.augment.kinds)}) in workers that keep up with the device"
 
     # ---- shapes
 
@@ -194,7 +206,7 @@ class Run:
         decoded = float(self.lengths.seconds.mean()) * self.lengths.clips * BYTES_PER_SECOND
         return self.precompute.caches_frames(
             self.lengths.clips,
-            self._clips_of(self.config.max_steps),
+            0 if self.augments else self._clips_of(self.config.max_steps),  # as in DivaTraining
             self.frames_bytes,
             self.model.encoder.context,
             decoded=decoded <= self.config.data.decoded_cache_gb * 1e9,

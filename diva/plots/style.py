@@ -88,6 +88,9 @@ NAMES = {
     "token_f1": "token F1",
     "weighted_f1": "weighted F1",
     "win_rate": "share of votes",
+    # channels
+    "mu_law": "mu-law",
+    "opus": "Opus",
     # systems
     "mini": "mini DiVA",
     "ablation_both": "DiVA, both losses",

@@ -124,7 +124,7 @@ class FrozenParts:
         """Encoder frames [B, F, E] of a batch, and the mask [B, F] of valid ones (None: all are)."""
         if self.cached_frames is not None:
             return self.cached_frames(batch)
-        return self.model.encoder(batch.waveforms, batch.samples)
+        return self.model.encoder(batch.waveforms, batch.samples, batch.masks)
 
     def continuation(self, batch: SpeechBatch, step: int = 0) -> Continuation | None:
         """The continuation of each clip of a batch at a step; None: the template's suffix alone."""

@@ -20,6 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from diva.data.batch import SpeechBatch, transcript_tokens
 from diva.data.manifest import Skip
+from diva.errors import UserError
+from diva.models.encoder import LogMelEncoder
 from diva.models.lora import lora_state
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.training.answer_table import AnswerTable
@@ -86,12 +88,20 @@ class DivaTraining(LightningModule):
 
     def on_fit_start(self) -> None:
         data = self.trainer.datamodule
+        masks = data.augment is not None and data.augment.masks
+        if masks and not isinstance(self.model.encoder, LogMelEncoder):
+            raise UserError(
+                f"SpecAugment hides parts of a log-mel, and {self.model.config.encoder.name} reads none: set"
+                " data.augment.spec_augment.probability=0"
+            )
         if self.device.type != "xla":  # XLA would compile two more shapes for it
             text = data.train.clips["text"][0].as_py()
             ids = torch.tensor(transcript_tokens(data.tokenizer, [text])[0], device=self.device)
             check_llm(self.model, ids)
         steps, size = self.trainer.max_steps, data.batch_size
-        used = {data.train_split: (steps * size, self.objective.distilled_steps(steps) * size)}
+        # An augmented clip differs at every step, so its frames cannot be cached. What the teacher reads is the same.
+        heard = 0 if data.augment is not None else steps * size
+        used = {data.train_split: (heard, self.objective.distilled_steps(steps) * size)}
         splits = {data.train_split: data.train} | {data.val_splits[name]: data.val[name] for name in data.val}
         for split, manifest in splits.items():
             heard, distilled = used.get(split, (None, None))

@@ -92,6 +92,13 @@ def test_without_tables_every_step_encodes_and_teaches():
     assert computed["distillation"].tflops > 1.5 * kept.tflops
 
 
+def test_augmented_clips_are_encoded_at_every_step_and_the_plan_says_so():
+    planned = timing("experiment=mini", "data/augment=robust", NO_DATA)
+    assert list(phases_of(planned)) == ["teacher states, once", "alignment", "distillation", "validation"]
+    kinds = "speed, reverberation, noise, gain, telephone, codec, spec_augment"
+    assert f"augmentation ({kinds}) in workers that keep up with the device" in planned.run.assumptions
+
+
 def test_all_held_out_clips_are_validated_where_there_is_no_limit(tiny_release):
     given = ["data=common_voice", "data.max_val_clips=null", "max_steps=10", "val_every=5"]
     here = [*given, f"data.root={tiny_release}"]

@@ -17,6 +17,7 @@ from jinja2 import Environment
 from diva.audio.frames import SAMPLE_RATE
 from diva.errors import AudioFault
 from diva.evaluation.metrics import Metric, Unavailable, mean
+from diva.evaluation.reporting import curves
 from diva.evaluation.reporting.bars import Bar, Group, Panel, draw
 from diva.evaluation.reporting.html_template import TEMPLATE
 from diva.evaluation.reporting.tables import ROWS, Result, common_metric, groups_table, notes, systems_table
@@ -77,7 +78,7 @@ def page(results: Sequence[Result], task: Task, listen: Mapping[str, Callable[[]
         values=results[0].values,
         tables=[systems_table(results), *([groups] if groups else [])],
         notes=notes(results),
-        picture=base64.b64encode(draw(_panels(results))).decode(),
+        picture=base64.b64encode(_picture(results)).decode(),
         samples=shown,
         total=len(results[0].answers),
         drawn=common_metric(results),
@@ -142,12 +143,16 @@ def mp3(waveform: np.ndarray) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
+def _picture(results: Sequence[Result]) -> bytes:
+    return curves.draw(results) if curves.has_conditions(results[0]) else draw(_panels(results))
+
+
 def _panels(results: Sequence[Result]) -> list[Panel]:
     """The metric of the tables: every system over all samples, and in each group of them."""
     metric = common_metric(results)
     groups = [Group("all samples", _bars(results, [result.figure(metric) or {} for result in results]))]
     of_groups = [result.groups(metric) for result in results]
-    for group in sorted({group for of in of_groups for group in of}):
+    for group in dict.fromkeys(group for of in of_groups for group in of):
         groups.append(Group(group, _bars(results, [of.get(group, {}) for of in of_groups])))
     return [Panel(named(metric), groups)]
 

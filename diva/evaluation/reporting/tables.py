@@ -193,7 +193,7 @@ def groups_table(results: Sequence[Result]) -> Table | None:
     """Each group of samples separately, with the metric of `systems_table`; None if there are no groups."""
     metric = common_metric(results)
     every = [(result.label, result.groups(metric)) for result in results]
-    groups = sorted({group for _, of in every for group in of})
+    groups = list(dict.fromkeys(group for _, of in every for group in of))
     rows = []
     for label, of in every:
         if of:
