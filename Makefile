@@ -25,12 +25,12 @@ ARGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train serve test test-gpu test-xla test-vllm lint format corpus curves tables docs demo notebook bench bench-gpu bench-generate constraints clean
+.PHONY: help setup train serve test test-gpu test-xla test-vllm lint format corpus corpus-open curves tables docs demo notebook bench bench-gpu bench-generate constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 22
 
-setup: $(READY) flite chromium ## virtual environment, pinned packages, frozen weights, flite, Chromium
+setup: $(READY) flite wordnet chromium ## virtual environment, pinned packages, frozen weights, flite, WordNet, Chromium
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "diva: needs Python 3.11 or 3.12; install one, or name it: make PYTHON=/path/to/python3.11"; exit 2; }
@@ -46,6 +46,13 @@ flite: # the speech synthesiser for the corpus
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq flite >/dev/null; fi; }
 	@command -v flite >/dev/null || { echo "diva: flite is missing; install it: sudo apt-get install flite (Debian, Ubuntu) or brew install flite (macOS)"; exit 2; }
 
+.PHONY: wordnet
+wordnet: # example sentences for the open corpus; nothing else needs them, so a missing WordNet is no error
+	@test -e /usr/share/wordnet/data.noun || { \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -y -qq --no-install-recommends wordnet-base >/dev/null; fi; }
+	@test -e /usr/share/wordnet/data.noun || \
+	echo "diva: WordNet is missing, and data=spoken_open needs it; install it: sudo apt-get install wordnet-base (Debian, Ubuntu), or give WordNet 3.0 from elsewhere as data.wordnet=FOLDER"
+
 .PHONY: chromium
 chromium: $(READY) # the browser for the tests; nothing else needs it, so a missing browser is no error
 	@$(BIN)/python tests/browser.py >/dev/null || { \
@@ -58,6 +65,9 @@ train: $(READY) flite ## train the mini DiVA: about 15 minutes on two CPU cores;
 
 corpus: $(READY) flite ## make the mini corpus (make train does it by itself)
 	$(BIN)/python -m diva.data.spoken_mini
+
+corpus-open: $(READY) flite wordnet ## make the open corpus, of any words; ARGS="--wordnet FOLDER" for WordNet from elsewhere
+	$(BIN)/python -m diva.data.spoken_open $(ARGS)
 
 curves: $(READY) ## draw the newest run's curves; put its results into README.md and docs/results.md
 	$(BIN)/python -m diva.curves --into docs/mini --pages README.md docs/results.md

@@ -5,7 +5,6 @@ Reading them neither makes nor downloads a corpus.
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,16 +13,20 @@ from scipy.stats import norm
 
 from diva.audio.frames import WHISPER_SECONDS, padded_samples
 from diva.data.bucketing import assign_buckets, bucket_edges
-from diva.data.corpora.common_voice import CommonVoice
+from diva.data.corpora.present import present_corpus
 from diva.data.corpora.spoken.corpus import SpokenMini
-from diva.data.manifest import Corpus, Manifest, StoredAudio
+from diva.data.corpora.spoken.open_vocabulary import SpokenOpen
+from diva.data.manifest import Manifest, StoredAudio
 from diva.errors import AudioFault, UserError
 
 _CHARACTERS_PER_TOKEN = 4  # for English
 _TOKENS_PER_SECOND = 3.5  # for read English: 2.5 words per second
 # Common Voice 17 English, training split. The spread is the standard deviation of the logarithm of the seconds.
 COMMON_VOICE = {"clips": 1_100_000, "median_seconds": 5.0, "spread": 0.35}
-_SPOKEN_MINI = {"clips": 5_220, "median_seconds": 2.2, "spread": 0.21}
+_SPOKEN = {
+    SpokenMini.__name__: {"clips": 5_220, "median_seconds": 2.2, "spread": 0.21},
+    SpokenOpen.__name__: {"clips": 39_000, "median_seconds": 2.4, "spread": 0.3},
+}
 _QUANTILES = 2_000
 _HEADERS = 200  # number of headers to read if a corpus does not list durations
 
@@ -54,7 +57,7 @@ class ClipLengths:
 
 def clip_lengths(data: Any, median_seconds: float | None = None) -> ClipLengths:
     """The lengths of the training clips of a data config. `median_seconds` replaces the lengths of the corpus."""
-    corpus = None if median_seconds else _present_corpus(data)
+    corpus = None if median_seconds else present_corpus(data)
     if corpus is None:
         return _assumed(data, median_seconds)
     found = lengths_of(corpus.manifest(data.train_split))
@@ -76,19 +79,6 @@ def lengths_of(manifest: Manifest) -> ClipLengths:
     return ClipLengths(seconds, len(manifest), characters / _CHARACTERS_PER_TOKEN, origin)
 
 
-def _present_corpus(data: Any) -> Corpus | None:
-    """The corpus of a data config; None if reading it would make or download it."""
-    from diva.config import make
-
-    if data.root is None or not Path(str(data.root)).expanduser().exists():
-        return None
-    corpus = make(data.corpus)
-    if not isinstance(corpus, SpokenMini):
-        return corpus
-    # The manifest of the spoken corpus would synthesize missing clips.
-    return CommonVoice(corpus.release) if (corpus.release / "complete").is_file() else None
-
-
 def _header_seconds(audio: Any, rows: np.ndarray) -> np.ndarray:
     found = []
     for row in rows if isinstance(audio, StoredAudio) else ():
@@ -100,13 +90,13 @@ def _header_seconds(audio: Any, rows: np.ndarray) -> np.ndarray:
 
 
 def _assumed(data: Any, median_seconds: float | None) -> ClipLengths:
-    spoken = data.corpus._target_.endswith(SpokenMini.__name__)
-    known = _SPOKEN_MINI if spoken else COMMON_VOICE
+    spoken = data.corpus._target_.rpartition(".")[2]
+    known = _SPOKEN.get(spoken, COMMON_VOICE)
     median = median_seconds or known["median_seconds"]
     share = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
     longest = data.get("max_seconds") or WHISPER_SECONDS
     seconds = np.minimum(median * np.exp(known["spread"] * norm.ppf(share)), longest)
     clips = min(int(known["clips"]), data.max_train_clips or int(known["clips"]))
-    where = "the spoken corpus" if spoken else "Common Voice 17 English"
+    where = "the spoken corpus" if spoken in _SPOKEN else "Common Voice 17 English"
     origin = f"{clips} clips with a median of {median:g} s, as in {where}"
     return ClipLengths(seconds, clips, float(seconds.mean()) * _TOKENS_PER_SECOND, f"assumed: {origin}")

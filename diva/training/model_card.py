@@ -19,6 +19,8 @@ LICENCES = {
 }
 CORPORA = {
     "spoken_mini": "sentences of this codebase spoken by flite's voices; made anew by `make corpus`",
+    "spoken_open": "examples of WordNet 3.0 (WordNet License) and sentences of this codebase, spoken by flite's voices;"
+    " made anew by `make corpus-open`",
     "common_voice": "Mozilla Common Voice, CC0-1.0",
 }
 _UNKNOWN = "see its own card"

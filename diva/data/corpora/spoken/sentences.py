@@ -47,8 +47,8 @@ class Template:
         return Sentence(text[0].upper() + text[1:], name, self.answer(*row) if self.answer else None)
 
 
-def sentences(count: int, seed: int) -> list[Sentence]:
-    """`count` distinct sentences in random order, of at most VOCABULARY different words.
+def sentences(count: int, seed: int, vocabulary: int | None = VOCABULARY) -> list[Sentence]:
+    """`count` distinct sentences in random order, of at most `vocabulary` different words (None: of any words).
 
     Each template gives the same number, as far as it has enough. There are fewer than `count` sentences if the
     templates have no more.
@@ -60,8 +60,9 @@ def sentences(count: int, seed: int) -> list[Sentence]:
         filled = (template.fill(name, row) for row in rows)
         pool = list({sentence.text: sentence for sentence in filled if _speakable(sentence.text)}.values())
         pools.append(pool)
-    known = common_words(pools)
-    pools = [[sentence for sentence in pool if words_of(sentence.text) <= known] for pool in pools]
+    if vocabulary is not None:
+        known = common_words(pools, vocabulary)
+        pools = [[sentence for sentence in pool if words_of(sentence.text) <= known] for pool in pools]
     chosen: dict[str, Sentence] = {}
     for rank in range(max(map(len, pools))):
         layer = [pool[rank] for pool in pools if rank < len(pool)]
@@ -76,8 +77,8 @@ def sentences(count: int, seed: int) -> list[Sentence]:
     return result
 
 
-def common_words(pools: Sequence[Sequence[Sentence]]) -> set[str]:
-    """The VOCABULARY most frequent words of the templates, all templates with the same weight.
+def common_words(pools: Sequence[Sequence[Sentence]], vocabulary: int) -> set[str]:
+    """The `vocabulary` most frequent words of the templates, all templates with the same weight.
 
     A word that occurs only three times is not learned in a quarter of an hour. With the whole vocabulary, a tenth of
     the words in the held-out sentences would occur less than five times in training.
@@ -88,7 +89,7 @@ def common_words(pools: Sequence[Sequence[Sentence]]) -> set[str]:
             for word in words_of(sentence.text):
                 weight[word] += 1 / len(pool)
     # Ties are sorted alphabetically, because the order of a set differs between processes.
-    return set(sorted(weight, key=lambda word: (-weight[word], word))[:VOCABULARY])
+    return set(sorted(weight, key=lambda word: (-weight[word], word))[:vocabulary])
 
 
 def words_of(text: str) -> set[str]:

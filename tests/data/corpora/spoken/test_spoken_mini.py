@@ -11,8 +11,9 @@ import pytest
 
 from diva.audio.decoding import decode
 from diva.audio.frames import SAMPLE_RATE
-from diva.data.corpora.spoken import corpus as spoken_mini
-from diva.data.corpora.spoken.corpus import COLUMNS, SpokenMini, main, plan
+from diva.data.corpora.spoken import release
+from diva.data.corpora.spoken.corpus import MINIMUM, SpokenMini, main, plan
+from diva.data.corpora.spoken.release import COLUMNS
 from diva.errors import UserError
 
 LIMIT = 100
@@ -43,13 +44,13 @@ def corpus(tmp_path_factory) -> SpokenMini:
 def spoken(monkeypatch) -> list[str]:
     """The names of the clips that are spoken from here on."""
     names: list[str] = []
-    speak = spoken_mini._speak
+    speak = release._speak
 
     def counting(clip, folder):
         names.append(clip.file)
         speak(clip, folder)
 
-    monkeypatch.setattr(spoken_mini, "_speak", counting)
+    monkeypatch.setattr(release, "_speak", counting)
     return names
 
 
@@ -211,7 +212,7 @@ def test_without_flite_one_line_says_what_to_install(tmp_path, monkeypatch, caps
 
 def test_a_complete_corpus_needs_neither_flite_nor_a_lock(corpus, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    monkeypatch.delattr(spoken_mini, "FileLock")
+    monkeypatch.delattr(release, "FileLock")
     assert len(corpus.manifest("validated")) == LIMIT
 
 
@@ -232,7 +233,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_limit_that_leaves_a_split_empty_is_refused(tmp_path):
-    assert all(plan(1, spoken_mini.MINIMUM).values())
+    assert all(plan(1, MINIMUM).values())
     with pytest.raises(UserError, match="at least 20 sentences, not 19"):
         SpokenMini(tmp_path, limit=19)
 
