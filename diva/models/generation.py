@@ -14,7 +14,8 @@ from .llm import Embeddings, has_keys_only, nearest
 
 # Most tokens of an answer in the calls of the published code.
 _GREEDY = {"do_sample": False, "max_new_tokens": 128}
-HEARING_TOKENS = 4
+# Of a clip's virtual tokens, so many at the end are looked at for its hearing distance (docs/serving.md has figures).
+HEARING_TOKENS = 8
 
 
 class SpokenGenerationMixin(GenerationMixin):
@@ -56,8 +57,8 @@ class SpokenGenerationMixin(GenerationMixin):
     def hearing_distances(self, virtual_tokens: Tensor) -> Tensor:
         """v [A, Q, D] -> how far the last virtual tokens of each clip are from the nearest token embedding, [A].
 
-        It is the mean L2 distance of the last HEARING_TOKENS: these face transcript tokens in almost every clip. Tokens
-        before them may be free, and are near to nothing even if the clip was understood.
+        It is the mean L2 distance of the last HEARING_TOKENS: most of these face transcript tokens, most of those before
+        them are free.
         """
         embeddings = Embeddings(self.llm)
         last = virtual_tokens[:, -HEARING_TOKENS:].to(embeddings.weight.device)
