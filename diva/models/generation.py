@@ -57,8 +57,8 @@ class SpokenGenerationMixin(GenerationMixin):
     def hearing_distances(self, virtual_tokens: Tensor) -> Tensor:
         """v [A, Q, D] -> how far the last virtual tokens of each clip are from the nearest token embedding, [A].
 
-        It is the mean L2 distance of the last HEARING_TOKENS: most of these face transcript tokens, most of those before
-        them are free.
+        It is the mean L2 distance of the last HEARING_TOKENS: most of these face transcript tokens, and most of those
+        before them are free.
         """
         embeddings = Embeddings(self.llm)
         last = virtual_tokens[:, -HEARING_TOKENS:].to(embeddings.weight.device)
