@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
-from .frames import HOP_SAMPLES, SAMPLE_RATE, FrameCount
+from .frames import HOP_SAMPLES, SAMPLE_RATE, FrameCount, valid_mask
 
 WINDOW_SAMPLES = 400
 _BINS = 80
@@ -45,7 +45,7 @@ class Filterbank(nn.Module):
     def forward(self, waveforms: Tensor, samples: Tensor) -> Tensor:
         """Waveforms [B, S] of `samples` [B] -> features [B, F, 160] in float32, one every 20 ms."""
         energies = self._energies(waveforms)
-        valid = torch.arange(energies.shape[1], device=samples.device) < _ENERGIES.valid(samples).unsqueeze(1)
+        valid = valid_mask(energies.shape[1], _ENERGIES.valid(samples))
         features = standardized(energies, valid.unsqueeze(-1), correction=1)
         pairs = features.shape[1] // _STACK
         return features[:, : pairs * _STACK].reshape(len(features), pairs, _STACK * _BINS)

@@ -114,3 +114,8 @@ def windows(waveform: np.ndarray) -> list[np.ndarray]:
         parts.append(waveform[:cut])
         waveform = waveform[cut:]
     return [*parts, waveform]
+
+
+def valid_mask(length: int, valid: Tensor) -> Tensor:
+    """Number of valid positions [B] -> mask [B, `length`], True at valid ones."""
+    return torch.arange(length, device=valid.device) < valid.unsqueeze(1)

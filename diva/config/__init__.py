@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,6 +116,7 @@ def _declared_keys(config_name: str, config_dir: str | None) -> dict[str, set[st
     return known
 
 
+@cache  # all of them are read for each composed config
 def _raw(file: Path) -> dict[str, Any]:
     raw = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     return (

@@ -34,6 +34,6 @@ class WinRate:
             )
         rows = [np.nan if a.prediction is None else float(a.prediction == self.of) for a in answers]
         wins = voted.count(self.of)
-        rival = others[0] if others else "nobody"
-        note = f"{wins} of {len(voted)} votes against {rival}; sign test p = {sign_test(wins, len(voted) - wins):.2g}"
+        other = others[0] if others else "nobody"
+        note = f"{wins} of {len(voted)} votes against {other}; sign test p = {sign_test(wins, len(voted) - wins):.2g}"
         return Measure(np.array(rows).reshape(-1, 1), mean, note, is_share=True)

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..audio.filterbank import FILTERBANK_FRAMES, Filterbank, standardized
-from ..audio.frames import SAMPLE_RATE, SAMPLES_PER_FRAME, WHISPER_FRAMES, WHISPER_SECONDS, FrameCount
+from ..audio.frames import (
+    SAMPLE_RATE,
+    SAMPLES_PER_FRAME,
+    WHISPER_FRAMES,
+    WHISPER_SECONDS,
+    FrameCount,
+    valid_mask,
+)
 from ..audio.log_mel import LogMel
 
 Context = Literal["bucket", "full"]
@@ -84,11 +91,6 @@ class SpeechEncoder(nn.Module):
         raise NotImplementedError
 
 
-def _mask(length: int, valid: Tensor) -> Tensor:
-    """Number of valid positions [B] -> mask [B, `length`], True at valid ones."""
-    return torch.arange(length, device=valid.device) < valid.unsqueeze(1)
-
-
 class LogMelEncoder(SpeechEncoder):
     """The encoder of Whisper, and those of Qwen2-Audio and Voxtral, which have its layout."""
 
@@ -106,12 +108,14 @@ class LogMelEncoder(SpeechEncoder):
         seen, *pooled = self.frame_count.stages
         mask = None
         if self.context == "bucket":
-            mask = _mask(hidden.shape[1], FrameCount((seen,), self.frame_count.tail_samples).valid(samples))
+            mask = valid_mask(
+                hidden.shape[1], FrameCount((seen,), self.frame_count.tail_samples).valid(samples)
+            )
         for layer in body.layers:
             hidden = layer(hidden, attention_mask=None if mask is None else mask[:, None, None, :])
         if pooled:
             hidden = body.avg_pooler(hidden.transpose(1, 2)).transpose(1, 2)
-            mask = None if mask is None else _mask(hidden.shape[1], self.frame_count.valid(samples))
+            mask = None if mask is None else valid_mask(hidden.shape[1], self.frame_count.valid(samples))
         return body.layer_norm(hidden), mask
 
 
@@ -127,11 +131,11 @@ class WaveformEncoder(SpeechEncoder):
 
     def _encode(self, waveforms: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         if self.standardizes:
-            waveforms = standardized(waveforms.float(), _mask(waveforms.shape[1], samples))
+            waveforms = standardized(waveforms.float(), valid_mask(waveforms.shape[1], samples))
         body: Any = self.body
         features = body.feature_projection(self._features(waveforms.to(self.dtype), samples).transpose(1, 2))
         hidden = features[0] if isinstance(features, tuple) else features  # only HuBERT's is not a tuple
-        mask = _mask(hidden.shape[1], self.frame_count.valid(samples))
+        mask = valid_mask(hidden.shape[1], self.frame_count.valid(samples))
         return body.encoder(hidden, attention_mask=mask)[0], mask
 
     def _features(self, waveforms: Tensor, samples: Tensor) -> Tensor:
@@ -146,7 +150,7 @@ class WaveformEncoder(SpeechEncoder):
             hidden = first.conv(hidden)
             valid = FrameCount(self.frame_count.stages[:1]).valid(samples)
             hidden = first.activation(
-                _norm_over_time(first.layer_norm, hidden, _mask(hidden.shape[2], valid))
+                _norm_over_time(first.layer_norm, hidden, valid_mask(hidden.shape[2], valid))
             )
         else:
             hidden = first(hidden)
@@ -174,7 +178,7 @@ class FilterbankEncoder(SpeechEncoder):
 
     def _encode(self, waveforms: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         features = self.filterbank(waveforms, samples).to(self.dtype)
-        mask = _mask(features.shape[1], self.frame_count.valid(samples))
+        mask = valid_mask(features.shape[1], self.frame_count.valid(samples))
         return self.body(features, attention_mask=mask).last_hidden_state, mask
 
 

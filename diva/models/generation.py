@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationMixin, LogitsProcessorList, TextIteratorStreamer
 
+from ..errors import UserError
 from .llm import Embeddings, has_keys_only, nearest
 
 # Most tokens of an answer in the calls of the published code.
@@ -48,6 +49,7 @@ class SpokenGenerationMixin(GenerationMixin):
         input_ids = inputs if input_ids is None else input_ids
         if audio is None:
             return super().generate(input_ids, **kwargs)
+        _refuse_drafts(kwargs)
         ids, embeddings = self._heard(input_ids, audio, audio_samples)
         if self._starts_with_prefix(ids, kwargs):
             kwargs["past_key_values"] = self._prefix(len(ids))
@@ -222,6 +224,19 @@ def _limits(do_sample: bool | None, logits_processor: Any, max_new_tokens: int |
         logits_processor = LogitsProcessorList([logits_processor])
     given = {"do_sample": do_sample, "logits_processor": logits_processor, "max_new_tokens": max_new_tokens}
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _refuse_drafts(kwargs: dict[str, Any]) -> None:
+    """Raise UserError for assisted decoding.
+
+    From embeddings, transformers' own takes logits of the prompt for those of drafted tokens, so its answers are wrong.
+    """
+    config = kwargs.get("generation_config")
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
+        if kwargs.get(name, getattr(config, name, None)) is not None:
+            raise UserError(
+                f"{name}: transformers' assisted decoding does not work with speech; leave it out"
+            )
 
 
 def _clips(given: Any) -> list | None:

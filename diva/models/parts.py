@@ -33,10 +33,8 @@ from .encoder import (
     make_encoder,
 )
 from .llm import Embeddings, llm_from_config, load_llm
-from .pretrained import resolve
+from .pretrained import PREPROCESSOR, resolve
 from .processing import DivaProcessor
-
-_PREPROCESSOR = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def _standardizes(folder: Path, config: PreTrainedConfig) -> bool:
     """Whether an encoder that reads waveforms was trained on standardized ones, which its files say."""
     if config.model_type not in ON_WAVEFORMS:
         return True
-    file = folder / _PREPROCESSOR
+    file = folder / PREPROCESSOR
     if not file.is_file():
         raise UserError(
             f"{file} is missing: it says whether this encoder needs standardized waveforms (do_normalize)"

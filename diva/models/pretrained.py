@@ -51,7 +51,8 @@ _SHIPPED_MODELS = (
     "google/gemma-3-4b-it",
     "mistralai/Mistral-7B-Instruct-v0.3",
 )
-# Model types of speech encoders that have no tokenizer, but a config of how the waveforms are prepared.
+# Says how an encoder's waveforms are prepared. Encoders of these model types have it, and no tokenizer.
+PREPROCESSOR = "preprocessor_config.json"
 _ENCODERS = ("hubert", "wavlm", "wav2vec2", "wav2vec2-bert")
 # Prefixes of the weights that are read from a DiVA. Its other shards hold LLM and Whisper, which are not read from it.
 ADAPTER_WEIGHTS = ("query_tokens", "projection.", "connector.", "qformer.", "whisper_encoder.")
@@ -144,7 +145,7 @@ def _from_hub_cache(name: str, diva: bool) -> Path | str:
 def _last_file(folder: Path) -> str:
     """A file that a complete snapshot of a model has beside config and weights."""
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    return "preprocessor_config.json" if kind in _ENCODERS else "tokenizer.json"
+    return PREPROCESSOR if kind in _ENCODERS else "tokenizer.json"
 
 
 def _from_wheel(name: str, diva: bool) -> Path | str:

@@ -314,6 +314,15 @@ def test_transformers_generation_options_work(model, alone):
     assert int(two.max()) < model.llm.config.vocab_size, "what looks at the prompt's ids finds no placeholder"
 
 
+@pytest.mark.parametrize("drafter", ["prompt_lookup_num_tokens", "assistant_model"])
+def test_assisted_decoding_is_refused_with_speech(model, drafter):
+    """transformers' own gives another answer from embeddings, without an error."""
+    given = {"prompt_lookup_num_tokens": 3, "assistant_model": model.llm}[drafter]
+    with pytest.raises(UserError, match=f"{drafter}: .* does not work with speech"):
+        answers(model, [CHATS["a short clip"]], **{drafter: given})
+    assert answers(model, [CHATS["text alone"]], **{drafter: given})
+
+
 def test_a_stream_gives_the_same_words_in_pieces(model):
     whole = model.generate([SPOKEN["audio"]], max_new_tokens=10)[0]
     pieces = list(model.generate_stream(SPOKEN["audio"], max_new_tokens=10, do_sample=False))

@@ -276,7 +276,7 @@ class Teacher:
     ) -> list[str]:
         texts = [sample.transcript for sample in samples if sample.transcript is not None]
         if len(texts) < len(samples):
-            raise UserError("the ceiling reads what is said, and this task has no transcripts")
+            raise UserError("the ceiling reads transcripts, and this task has none: choose another system")
         return self.reader.read(texts, instruction, max_new_tokens, labels)
 
 
