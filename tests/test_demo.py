@@ -1,5 +1,6 @@
 """The page of `python -m diva.demo` in a real browser, and what it gives the model."""
 
+import html
 import os
 import re
 import shutil
@@ -15,15 +16,18 @@ import soundfile
 import torch
 from browser import launched
 from command_line import command, environment, run
+from omegaconf import OmegaConf
 from playwright.sync_api import Browser, Locator, Page, expect
 from safetensors.torch import load_file, save_file
 from tiny import noise
 
 from diva.audio.decoding import to_waveform
+from diva.data.corpora.common_voice import CommonVoice
 from diva.errors import UserError
 from diva.generate import Question, chat
 from diva.models.load import load_model
-from diva.serving.demo import GREEDY, Demo, Turn, messages, models, shown
+from diva.serving.demo import GREEDY, MAY_NOT_HAVE_UNDERSTOOD, Demo, Turn, messages, models, shown, spoken
+from diva.training.hearing import add_to_config
 
 SECONDS = 120  # for a page on a machine that has other work
 
@@ -41,8 +45,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(export, folder) -> Path:
-    """Two finished runs, of which `new` ended last, and one that has not ended."""
+def runs(export, folder, tiny_release) -> Path:
+    """Two finished runs, of which `new` ended last, and one that has not ended. The corpus of `new` is there."""
     for age, name in ((60, "old"), (0, "new")):
         shutil.copytree(export, folder / "runs" / "mini" / name / "export")
         summary = folder / "runs" / "mini" / name / "summary.json"
@@ -54,6 +58,12 @@ def runs(export, folder) -> Path:
     torch.nn.init.normal_(state["projection.weight"])
     save_file(state, weights, metadata={"format": "pt"})
     (folder / "runs" / "mini" / "unfinished").mkdir()
+    corpus = {"_target_": "diva.data.corpora.common_voice.CommonVoice", "root": str(tiny_release)}
+    config = {"data": {"root": str(tiny_release), "corpus": corpus, "val_splits": {"val": "dev"}}}
+    OmegaConf.save(OmegaConf.create(config), folder / "runs/mini/new/config.yaml")
+    add_to_config(
+        folder / "runs/mini/new/export", trained_on={"corpus": "common_voice", "clips": 22, "words": 43}
+    )
     return folder / "runs"
 
 
@@ -118,6 +128,19 @@ def test_every_turn_is_given_to_the_model(runs, folder):
     *_, (later, *_) = demo.ask(name, None, "", "good morning", turns)
     assert [turn.spoken for turn in later] == [turn.spoken for turn in turns]
     assert later[1].read == answer([{"type": "text", "text": "good morning"}])
+
+
+def test_an_answer_is_marked_only_above_the_threshold(runs, folder):
+    demo, name, clip = Demo(), str(runs / "mini/new"), str(folder / "clip.wav")
+    distance = demo.load(name).hearing_distance(to_waveform(clip))
+    for threshold, marked in ((None, False), (1.01 * distance, False), (0.99 * distance, True)):
+        demo.model.config.hearing_threshold = threshold
+        *_, (turns, *_) = demo.ask(name, clip, "", "", [])
+        _, *answers = spoken(turns)
+        assert len(answers) == 1 + marked
+        assert answers[-1]["content"] == html.escape(turns[0].spoken)
+        if marked:
+            assert answers[0]["content"].startswith(f"{MAY_NOT_HAVE_UNDERSTOOD} (distance {distance:.2f}")
 
 
 # ---- the page
@@ -238,6 +261,24 @@ def test_a_conversation_with_another_run(page, runs, folder):
     upload(page, folder / "clip.wav")
     ask(page)
     says(answers(page, "spoken"), turns[0].spoken)
+
+
+@pytest.mark.integration
+def test_a_held_out_clip_is_asked_by_clicking_on_it(page, runs, tiny_release):
+    expect(page.locator("#training")).to_contain_text(
+        "22 clips with 43 distinct words", timeout=1000 * SECONDS
+    )
+    manifest = CommonVoice(tiny_release).manifest("dev")
+    page.locator("#examples").get_by_text(manifest.text(2)).click()
+    expect(page.get_by_label("Transcript")).to_have_value(manifest.text(2), timeout=1000 * SECONDS)
+    page.get_by_test_id("audio-player-Question").wait_for(state="attached")
+    ask(page)
+    says(answers(page, "spoken"), load_model(str(runs / "mini/new")).generate([manifest.waveform(2)])[0])
+    expect(answers(page, "read")).to_have_count(1)
+    page.get_by_label("Run").click()
+    page.get_by_role("option", name="mini/old").click()
+    expect(page.locator("#training")).to_contain_text("does not say", timeout=1000 * SECONDS)
+    expect(page.locator("#examples")).to_be_hidden()
 
 
 @pytest.mark.integration

@@ -9,12 +9,13 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from command_line import Command, losses, metrics, run, run_ranks
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from tiny import write_release
+from tiny import SENTENCES, write_release
 
 from diva.audio.frames import pad_clips
 from diva.config.precision import autocast_dtype
@@ -79,6 +80,11 @@ def test_a_run_leaves_what_it_promises(undisturbed: Path, tiny_release: Path):
     for figure in ("val/alignment_accuracy", "val/first_token_agreement", "val/kl"):
         assert math.isfinite(summary[figure])
     assert summary["clips_in_corpus"] == {"train": 22, "val": 6}
+    words = {word for sentence in SENTENCES for word in sentence.split()}
+    assert summary["trained_on"] == {"corpus": "common_voice", "clips": 22, "words": len(words)}
+    exported = json.loads((undisturbed / "export" / "config.json").read_text())
+    assert exported["trained_on"] == summary["trained_on"]
+    assert exported["hearing_threshold"] == summary["hearing_threshold"] > 0
     # Batches of 4 from 22 clips: five full ones and one of 2 an epoch, in an order that the seed decides.
     assert STEPS * 4 - 4 <= summary["clips_seen"] <= STEPS * 4
     assert len(summary["responses"]) == 2
@@ -87,6 +93,7 @@ def test_a_run_leaves_what_it_promises(undisturbed: Path, tiny_release: Path):
         f"{summary['val/kl']:.3f}",
         f"{summary['val/first_token_agreement']:.3f}",
         "CC0-1.0",
+        f"| distinct words in training | {len(words)} |",
         "10 of 4",
     ):
         assert said in card
@@ -128,6 +135,14 @@ def test_validation_metrics_are_means_over_the_held_out_clips(undisturbed: Path,
     assert summary["val/alignment_accuracy"] == pytest.approx(sum(aligned) / len(aligned), abs=1e-6)
     assert summary["val/first_token_agreement"] == pytest.approx(sum(agreement) / len(agreement), abs=1e-6)
     assert summary["val/kl"] == pytest.approx(sum(kl) / len(kl), rel=0.05)
+
+
+def test_the_hearing_threshold_is_that_of_the_held_out_clips(undisturbed: Path, tiny_release: Path):
+    model = DivaForConditionalGeneration.from_pretrained(undisturbed, dtype="float32")
+    manifest = CommonVoice(str(tiny_release)).manifest("dev")
+    distances = [model.hearing_distance(manifest.waveform(clip)) for clip in range(len(manifest))]
+    assert model.config.hearing_threshold == pytest.approx(np.quantile(distances, 0.95), rel=0.02)
+    assert sum(distance <= model.config.hearing_threshold for distance in distances) >= len(distances) - 1
 
 
 def test_checkpoints_hold_the_adapter_and_no_frozen_weight(undisturbed: Path):

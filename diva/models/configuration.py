@@ -177,11 +177,17 @@ class DivaConfig(PreTrainedConfig):
     encoder has none of its own.
 
     `start_from` is for training only (`diva/models/start.py`). Exports do not have it.
+    A training adds to its export:
+    `trained_on`: the corpus, with its number of clips and of distinct words;
+    `hearing_threshold`: the hearing distance (`SpokenGenerationMixin.hearing_distances`) above which the model may not
+    have understood a clip.
     """
 
     model_type: ClassVar[str] = "diva"
     has_no_defaults_at_init: ClassVar[bool] = True
     _of_llm: ClassVar[PreTrainedConfig | None] = None
+    trained_on: dict[str, Any] | None = None
+    hearing_threshold: float | None = None
 
     def __init__(
         self,

@@ -11,11 +11,13 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationMixin, LogitsProcessorList, TextIteratorStreamer
 
 from ..errors import UserError
-from .llm import has_keys_only
+from .llm import Embeddings, has_keys_only, nearest
 from .lora import reads_with_lora
 
 # Most tokens of an answer in the calls of the published code.
 _GREEDY = {"do_sample": False, "max_new_tokens": 128}
+# Of a clip's virtual tokens, so many at the end are looked at for its hearing distance (docs/serving.md has figures).
+HEARING_TOKENS = 8
 
 
 class SpokenGenerationMixin(GenerationMixin):
@@ -54,6 +56,25 @@ class SpokenGenerationMixin(GenerationMixin):
             kwargs["past_key_values"] = self._prefix(len(ids))
         return super().generate(ids, inputs_embeds=embeddings, **kwargs)
 
+    @torch.no_grad()
+    def hearing_distances(self, virtual_tokens: Tensor) -> Tensor:
+        """v [A, Q, D] -> how far the last virtual tokens of each clip are from the nearest token embedding, [A].
+
+        It is the mean L2 distance of the last HEARING_TOKENS: most of these face transcript tokens, and most of those
+        before them are free.
+        """
+        embeddings = Embeddings(self.llm)
+        last = virtual_tokens[:, -HEARING_TOKENS:].to(embeddings.weight.device)
+        distances, _ = nearest(last.flatten(0, 1), embeddings)
+        return distances.view(last.shape[:2]).mean(dim=1)
+
+    @torch.no_grad()
+    def hearing_distance(self, clip: Any) -> float:
+        """The hearing distance of a clip (a path, a file's bytes, or samples [S] at 16 kHz): its worst window's."""
+        clips = self.processor.spoken_turns([clip], [None]).to(self.encoder.device)
+        v = self.virtual_tokens(clips["audio"], clips["audio_samples"])
+        return float(self.hearing_distances(v).max())
+
     @property
     def end_tokens(self) -> set[int]:
         """The tokens that end an answer; none, if the generation config names none."""
@@ -77,16 +98,18 @@ class SpokenGenerationMixin(GenerationMixin):
         attention_mask: Tensor,
         audio: Tensor | None = None,
         audio_samples: Tensor | None = None,
+        virtual_tokens: Tensor | None = None,
     ) -> Any:
         """The output of DivaProcessor -> logits after the last token [B, 1, V], and the key-value cache.
 
-        It is the first step of `generate`, for a caller that chooses the tokens itself.
+        It is the first step of `generate`, for a caller that chooses the tokens itself. `virtual_tokens` [A, Q, D] are
+        those of the clips, if the caller has them already.
         """
         given: dict[str, Any] = {"attention_mask": attention_mask}
         cache = self._prefix(len(input_ids)) if self._starts_with_prefix(input_ids, given) else DynamicCache()
         start = cache.get_seq_length()
         return self(
-            inputs_embeds=self.input_embeddings(input_ids, audio, audio_samples)[:, start:],
+            inputs_embeds=self.input_embeddings(input_ids, audio, audio_samples, virtual_tokens)[:, start:],
             position_ids=(attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, start:],
             past_key_values=cache,
             use_cache=True,

@@ -20,6 +20,8 @@ from ..errors import UserError
 
 # Types of layers whose state is keys and values by position, so that those of a prefix can be cached.
 _WITH_KEYS = {"full_attention", "sliding_attention"}
+# Rows of the embedding matrix at a time: the whole matrix of a large model takes gigabytes in float32.
+_ROWS = 8192
 
 
 def load_llm(folder: Path, **options: Any) -> PreTrainedModel:
@@ -54,6 +56,21 @@ def _auto_class(config: PreTrainedConfig) -> Any:
 def decoder(llm: PreTrainedModel) -> Any:
     """The part that maps embeddings to states after the final norm. For a multi-modal LLM it is the text part."""
     return llm.get_decoder()
+
+
+def nearest(vectors: Tensor, embeddings: "Tensor | Embeddings") -> tuple[Tensor, Tensor]:
+    """Vectors [n, D] -> the L2 distance to the nearest row of the embedding matrix [V, D], and its number, both [n]."""
+    vectors = vectors.float()
+    scores, ids = [], []
+    for first in range(0, len(embeddings), _ROWS):
+        some = embeddings[first : first + _ROWS].float()
+        # argmin |v - e|^2 = argmax v.e - |e|^2 / 2: one product instead of n V differences.
+        score, row = (vectors @ some.T - torch.linalg.vector_norm(some, dim=1).square() / 2).max(dim=1)
+        scores.append(score)
+        ids.append(row + first)
+    score, best = torch.stack(scores).max(dim=0, keepdim=True)
+    squares = torch.linalg.vector_norm(vectors, dim=1).square() - 2 * score.squeeze(0)
+    return squares.clamp(min=0).sqrt(), torch.stack(ids).gather(0, best).squeeze(0)
 
 
 class Embeddings:

@@ -237,11 +237,16 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
     # ---- generation
 
     def input_embeddings(
-        self, input_ids: Tensor, audio: Tensor | None = None, audio_samples: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        audio: Tensor | None = None,
+        audio_samples: Tensor | None = None,
+        virtual_tokens: Tensor | None = None,
     ) -> Tensor:
         """Ids [B, L] with placeholders for each clip -> embeddings [B, L, D], its virtual tokens in their place.
 
-        `audio` [A, S] and `audio_samples` [A] are the clips of the whole batch in reading order.
+        `audio` [A, S] and `audio_samples` [A] are the clips of the whole batch in reading order. `virtual_tokens`
+        [A, Q, D] are theirs, if the caller has them already.
         """
         placeholders = input_ids == self.processor.audio_token_id
         embeddings = self.embed(input_ids.masked_fill(placeholders, 0))
@@ -254,7 +259,9 @@ class DivaForConditionalGeneration(SpokenGenerationMixin, PreTrainedModel):
                 f" {int(read.sum())}; let DivaProcessor make both"
             )
         device = self.encoder.device
-        v = self.virtual_tokens(audio.to(device), audio_samples.to(device)).to(embeddings.device)
+        if virtual_tokens is None:
+            virtual_tokens = self.virtual_tokens(audio.to(device), audio_samples.to(device))
+        v = virtual_tokens.to(embeddings.device)
         number = torch.arange(v.shape[1], device=read.device)
         v = v[number >= v.shape[1] - read.unsqueeze(1)]
         return embeddings.masked_scatter(placeholders.unsqueeze(-1), v.to(embeddings.dtype))

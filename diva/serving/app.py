@@ -94,6 +94,7 @@ class Service:
         self.metrics = Metrics()
         self.batcher = Batcher(model, batch_limits, self.metrics.batch_rows.observe)
         self._listener = Listener(model, name, request_limits)
+        self._hearing_threshold = model.config.hearing_threshold
         self._api_key = api_key
         self._limits = limits
         self._places = limits.queue + batch_limits.rows
@@ -178,7 +179,7 @@ class Service:
         first = await self._unless_gone(http, ticket, ticket.events.get())
         if isinstance(first[1], Exception):
             raise _our_fault() from first[1]
-        answer = Answer(request.model, request.include_usage)
+        answer = Answer(request.model, request.include_usage, self._hearing_threshold)
         if request.stream:
             return EventStream(self._stream(answer, first, ticket), headers, ticket.deadline, leave)
         completions = await self._unless_gone(http, ticket, _all(first, ticket))

@@ -40,7 +40,7 @@ class RunningBatch:
             model.prefix_ids.device
         )
         mask = inputs["attention_mask"]
-        output = model.read(**inputs)
+        output = model.read(**inputs, virtual_tokens=self._hear(newcomers, inputs))
         heard = inputs["input_ids"] == model.processor.audio_token_id
         ids = inputs["input_ids"].masked_fill(heard, model.processor.pad_token_id)
         for row, row_ids, row_mask in zip(newcomers, ids, mask, strict=True):
@@ -55,6 +55,18 @@ class RunningBatch:
             mask = torch.cat([_pad_left(part, width, 1) for part in (self._mask, mask)])
         if rows:
             self.rows, self._cache, self._mask = [*self.rows, *rows], cache, mask
+
+    def _hear(self, newcomers: Sequence[Row], inputs: Any) -> Tensor | None:
+        """The virtual tokens of all clips [A, Q, D], None without a clip. Each row gets its last clip's distance."""
+        if "audio" not in inputs:
+            return None
+        device = self._model.encoder.device
+        v = self._model.virtual_tokens(inputs["audio"].to(device), inputs["audio_samples"].to(device))
+        distances = iter(self._model.hearing_distances(v).tolist())
+        for row in newcomers:
+            of_windows = [next(distances) for _ in range(row.job.windows)]
+            row.hearing = max(of_windows[-row.job.last_windows :], default=None)
+        return v
 
     @torch.no_grad()
     def step(self) -> None:

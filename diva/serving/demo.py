@@ -1,6 +1,7 @@
 """The page of `diva.demo`: the model answers speech, and the text teacher answers the transcript beside it."""
 
 import html
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from diva.errors import AudioFault, UserError
 from diva.models.load import load_model
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.plots.curves import finished_runs
+from diva.serving.held_out import about, held_out_clips
 
+MAY_NOT_HAVE_UNDERSTOOD = "⚠ may not have understood"
 GREEDY = {"do_sample": False, "max_new_tokens": 128}
 # How often old files of clips are deleted, and at what age. All are deleted when the demo ends.
 _CLIP_FILES_SECONDS = (3600, 86_400)
@@ -36,6 +39,7 @@ class Turn:
     transcript: str = ""  # empty if the user gave none
     spoken: str = ""  # the model's answer to the clip
     read: str = ""  # the text teacher's answer to the transcript
+    doubt: str = ""  # why the model may not have understood the clip
 
 
 class Demo:
@@ -49,6 +53,7 @@ class Demo:
         self.parts = parts
         self.name: str | None = None
         self.model: DivaForConditionalGeneration | None = None
+        self._clips = tempfile.TemporaryDirectory(prefix="diva-demo-")
 
     def load(self, name: str) -> DivaForConditionalGeneration:
         """The model of this run, export or hub id. Raises UserError if there is none."""
@@ -58,12 +63,27 @@ class Demo:
         return self.model
 
     def switch(self, name: str) -> tuple:
-        """Load another model and start a new conversation, because the answers so far are not the new model's."""
+        """Load another model and start a new conversation, because the answers so far are not the new model's.
+
+        Returns the conversation, its two views, and what the page shows of the model's training.
+        """
         try:
             self.load(name)
         except UserError as error:
             warn(error)
-        return [], [], []
+        return [], [], [], *self.training()
+
+    def training(self) -> tuple[str, gr.Dataset]:
+        """What the page shows of the training of the loaded model: one line, and held-out clips to click on."""
+        if self.model is None:
+            return "", gr.Dataset(samples=[], sample_labels=[], visible=False)
+        assert self.name is not None
+        folder = Path(tempfile.mkdtemp(dir=self._clips.name))
+        clips = held_out_clips(self.name, folder)
+        labels = [transcript for _, transcript in clips]
+        return about(self.model.config.trained_on), gr.Dataset(
+            samples=clips, sample_labels=labels, visible=bool(clips)
+        )
 
     def ask(
         self, name: str, clip: str | None, instruction: str, transcript: str, turns: list[Turn]
@@ -109,7 +129,18 @@ def hear(model: DivaForConditionalGeneration, clip: str, instruction: str, trans
         waveform = to_waveform(clip, max_seconds=model.processor.max_audio_seconds)
     except AudioFault as fault:
         raise AudioFault(fault.reason, fault.detail.replace(clip, Path(clip).name)) from fault
-    return Turn(clip, waveform, instruction, transcript)
+    return Turn(clip, waveform, instruction, transcript, doubt=doubt(model, waveform))
+
+
+def doubt(model: DivaForConditionalGeneration, waveform: np.ndarray) -> str:
+    """A note if the virtual tokens of a clip are far from token embeddings; empty if not, or without a threshold."""
+    threshold = model.config.hearing_threshold
+    if threshold is None:
+        return ""
+    distance = model.hearing_distance(waveform)
+    if distance <= threshold:
+        return ""
+    return f"{MAY_NOT_HAVE_UNDERSTOOD} (distance {distance:.2f}, above {threshold:.2f})"
 
 
 def stream(model: DivaForConditionalGeneration, chat: list[dict]) -> Iterator[str]:
@@ -136,7 +167,9 @@ def messages(turns: Sequence[Turn], reading: bool = False) -> list[dict]:
 def spoken(turns: Sequence[Turn]) -> list[dict]:
     """The conversation as the page shows it: players for the questions, the model's answers as text."""
     return [
-        message for turn in turns for message in shown({"path": turn.clip}, turn.instruction, turn.spoken)
+        message
+        for turn in turns
+        for message in shown({"path": turn.clip}, turn.instruction, turn.spoken, turn.doubt)
     ]
 
 
@@ -150,11 +183,12 @@ def read(turns: Sequence[Turn]) -> list[dict]:
     ]
 
 
-def shown(question: Any, instruction: str, answer: str) -> list[dict]:
-    """A question and its answer as messages of gr.Chatbot, which would read text as HTML."""
+def shown(question: Any, instruction: str, answer: str, doubt: str = "") -> list[dict]:
+    """A question and its answer as messages of gr.Chatbot, which would read text as HTML. A doubt comes before."""
     content = [question, html.escape(instruction)] if instruction else [question]
     return [
         {"role": "user", "content": content},
+        *([{"role": "assistant", "content": doubt}] if doubt else []),
         {"role": "assistant", "content": html.escape(answer)},
     ]
 
@@ -171,6 +205,7 @@ def page(demo: Demo, choices: Sequence[tuple[str, str]]) -> gr.Blocks:
             "# DiVA\nAsk aloud: a frozen text LLM answers, and hears through a small trained adapter."
         )
         run = gr.Dropdown(choices, value=choices[0][1], label="Run", elem_id="run")
+        training = gr.Markdown(elem_id="training")
         turns = gr.State([])
         with gr.Row():
             # As plain text, so that an answer is shown exactly as the model wrote it.
@@ -191,6 +226,13 @@ def page(demo: Demo, choices: Sequence[tuple[str, str]]) -> gr.Blocks:
                 with gr.Row():
                     ask = gr.Button("Ask", variant="primary")
                     clear = gr.Button("Clear")
+        examples = gr.Dataset(
+            label="Held-out clips: choose one, then ask",
+            components=[gr.Audio(type="filepath", visible=False), gr.Textbox(visible=False)],
+            samples=[],
+            elem_id="examples",
+        )
+        examples.click(tuple, examples, [clip, transcript], show_progress="hidden", api_visibility="private")
         # One at a time: they share the model.
         shared: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
         asked = gr.on(
@@ -203,7 +245,16 @@ def page(demo: Demo, choices: Sequence[tuple[str, str]]) -> gr.Blocks:
             **shared,
         )
         conversation = [turns, hearing, reading]
-        run.change(demo.switch, run, conversation, cancels=[asked], api_visibility="private", **shared)
+        shown_of_training = [training, examples]
+        blocks.load(demo.training, None, shown_of_training, api_visibility="private", **shared)
+        run.change(
+            demo.switch,
+            run,
+            [*conversation, *shown_of_training],
+            cancels=[asked],
+            api_visibility="private",
+            **shared,
+        )
         gr.on(
             [clear.click, hearing.clear, reading.clear],
             lambda: ([], [], [], None, "", ""),

@@ -61,13 +61,15 @@ class Listener:
             raise ApiError(400, str(error), param="messages") from error
         prompt_tokens = inputs["input_ids"].shape[1]
         max_tokens = self._max_tokens(request, prompt_tokens)
-        parts = [len(window) for waveform in waveforms for window in windows(waveform)]
+        cut = [windows(waveform) for waveform in waveforms]
+        parts = [len(window) for clip in cut for window in clip]
         jobs = [
             Job(
                 chat=chat,
                 prompt_tokens=prompt_tokens,
                 windows=len(parts),
                 window_samples=max(parts, default=0),
+                last_windows=len(cut[-1]) if cut else 0,
                 max_tokens=max_tokens,
                 stop=request.stop or (),
                 sampling=request.sampling(choice),

@@ -282,6 +282,7 @@ class Completion:
     prompt_tokens: int  # virtual tokens included
     completion_tokens: int  # the end-of-turn token included
     logprobs: Sequence[TokenLogprob] | None = None
+    hearing: float | None = None  # distance of the last clip's virtual tokens; None without a clip
 
 
 def usage(completions: Sequence[Completion]) -> dict[str, int]:
@@ -296,6 +297,7 @@ class Answer:
 
     model: str
     include_usage: bool = False  # a last chunk with the usage, null in the others
+    hearing_threshold: float | None = None  # above it the model may not have understood; None: not known
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -312,7 +314,8 @@ class Answer:
             }
             for index, completion in enumerate(completions)
         ]
-        return self._head("chat.completion") | {"choices": choices, "usage": usage(completions)}
+        whole = self._head("chat.completion") | {"choices": choices, "usage": usage(completions)}
+        return whole | self._hearing(completions[0])
 
     def first_chunk(self, index: int) -> dict[str, Any]:
         return self._chunk(index, {"role": "assistant", "content": ""})
@@ -320,8 +323,14 @@ class Answer:
     def chunk(self, index: int, event: Piece | Completion) -> dict[str, Any]:
         """A chunk with the next piece of a choice, or with its end."""
         if isinstance(event, Completion):
-            return self._chunk(index, {}, finish_reason=event.finish_reason)
+            return self._chunk(index, {}, finish_reason=event.finish_reason) | self._hearing(event)
         return self._chunk(index, {"content": event.text}, _logprobs(event.logprobs))
+
+    def _hearing(self, completion: Completion) -> dict[str, Any]:
+        """The extension field `hearing`, of an answer to speech. Every choice has heard the same."""
+        if completion.hearing is None:
+            return {}
+        return {"hearing": {"distance": completion.hearing, "threshold": self.hearing_threshold}}
 
     def _chunk(
         self, index: int, delta: dict[str, str], logprobs: Any = None, finish_reason: str | None = None

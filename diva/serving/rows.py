@@ -36,6 +36,7 @@ class Job:
     deliver: Callable[[Piece | Completion | Exception], Any] = field(repr=False)
     repetition_penalty: float | None = None  # None: what the model's generation config says
     logprobs: int | None = None  # how many alternatives to each token; None: no log probabilities
+    last_windows: int = 0  # of the last clip
     cancelled: bool = False  # set when nobody waits for the answer any more; read by the worker
 
 
@@ -140,6 +141,7 @@ class Row:
         self._made = 0  # tokens
         self._ended = False
         self._logprobs: list[tuple[int, TokenLogprob]] = []  # with the place of the token's text
+        self.hearing: float | None = None  # hearing distance of the last clip; None without a clip
 
     @property
     def done(self) -> bool:
@@ -168,7 +170,8 @@ class Row:
             reason: Literal["stop", "length"] = "stop" if at_end or self._text.stopped else "length"
             text = self._text.text
             logprobs = self._shown(0, len(text))
-            self.job.deliver(Completion(text, reason, self.job.prompt_tokens, self._made, logprobs))
+            made = self._made
+            self.job.deliver(Completion(text, reason, self.job.prompt_tokens, made, logprobs, self.hearing))
 
     def _logprob(self, token: int, logits: Tensor) -> TokenLogprob:
         """The log probability in the model's own distribution, before penalties and temperature."""

@@ -6,11 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diva.models.llm import Embeddings
+from diva.models.llm import Embeddings, nearest
 from diva.training.losses import last_virtual_tokens
 
-# Rows of the embedding matrix at a time: the whole matrix of a large model takes gigabytes in float32.
-_ROWS = 8192
 # Positions whose logits are in memory at a time.
 _POSITIONS = 256
 
@@ -29,16 +27,7 @@ def aligned_tokens(
 
 def nearest_tokens(vectors: Tensor, embeddings: Tensor | Embeddings) -> Tensor:
     """Vectors [n, D] -> ids [n] of the nearest rows of the embedding matrix [V, D] in L2."""
-    vectors = vectors.float()
-    scores, ids = [], []
-    for first in range(0, len(embeddings), _ROWS):
-        some = embeddings[first : first + _ROWS].float()
-        # argmin |v - e|^2 = argmax v.e - |e|^2 / 2: one product instead of n V differences.
-        score, row = (vectors @ some.T - torch.linalg.vector_norm(some, dim=1).square() / 2).max(dim=1)
-        scores.append(score)
-        ids.append(row + first)
-    best = torch.stack(scores).argmax(dim=0, keepdim=True)
-    return torch.stack(ids).gather(0, best).squeeze(0)
+    return nearest(vectors, embeddings)[1]
 
 
 def next_token_measures(

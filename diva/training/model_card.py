@@ -104,6 +104,7 @@ def _recipe(config: DictConfig, choices: dict[str, str], summary: dict[str, Any]
         "experiment": choices["experiment"],
         "corpus": f"{choices['data']}: {CORPORA.get(choices['data'], _UNKNOWN)}",
         "clips": ", ".join(f"{count:,} {name}" for name, count in summary["clips_in_corpus"].items()),
+        "distinct words in training": f"{summary['trained_on']['words']:,}",
         "steps and recordings a step": f"{config.max_steps:,} of {config.data.batch_size}",
         "losses": f"{objective.distill_weight:g} distillation (from step {objective.distill_from_step}),"
         f" {objective.align_weight:g} alignment; {_distance(objective)}",

@@ -16,6 +16,7 @@ from diva.terminal import decorating, stderr_console
 from diva.training.callbacks import Throughput
 from diva.training.checkpoints import without_prefix
 from diva.training.distributed.fsdp import FSDP2Strategy
+from diva.training.hearing import add_to_config, hearing_threshold, trained_on
 from diva.training.model_card import write_card
 from diva.training.run_folder import RunRecord
 
@@ -54,9 +55,14 @@ class Results(Callback):
         data, model = trainer.datamodule, module.model  # type: ignore[attr-defined]
         summary: dict[str, Any] = {}
         if trainer.is_global_zero:
+            model.config.trained_on = trained_on(self.choices["data"], data.train)
             model.save_pretrained(self.folder / "export", state_dict=without_prefix(adapter))
             summary = self.record.write_summary(final, self.throughput, data, model)
         if trainer.is_global_zero or isinstance(trainer.strategy, FSDP2Strategy):
+            with decorating("hearing threshold"):
+                threshold = hearing_threshold(module, data)
+                if trainer.is_global_zero:
+                    self._write_threshold(threshold, summary)
             with decorating("sample responses"):
                 rows = sample_responses(module, data, self.record.config.sample_responses)
                 if trainer.is_global_zero:
@@ -65,6 +71,11 @@ class Results(Callback):
             with decorating("model card"):
                 write_card(self.folder / "export", self.record.config, self.choices, summary)
             self.record.say_done(final, summary)
+
+    def _write_threshold(self, threshold: float | None, summary: dict[str, Any]) -> None:
+        add_to_config(self.folder / "export", hearing_threshold=threshold)
+        summary["hearing_threshold"] = threshold
+        self.record.rewrite_summary(summary)
 
     def _write_responses(self, rows: list[Response], summary: dict[str, Any]) -> None:
         names = "question", "teacher", "student"

@@ -117,6 +117,7 @@ class RunRecord(Callback):
             "data_wait_fraction": round(throughput.waited_fraction, 4),
             "clips_seen": throughput.clips,
             "clips_in_corpus": {"train": len(data.train), **{name: len(m) for name, m in data.val.items()}},
+            "trained_on": model.config.trained_on,
             "clips_skipped": {split: count_by_reason(skips) for split, skips in data.skipped.items()},
             "parameters": parameter_counts(model),
             "responses": [],

@@ -27,6 +27,7 @@ def test_text_and_speech_answer_as_generate_does(client, model, monkeypatch):
         "total_tokens": prompt + new,
     }
     assert answer.choices[0].finish_reason == ("length" if new == 12 else "stop")
+    assert "hearing" not in answer.model_extra
     # A clip and a prompt, as `diva.generate --prompt` puts them together; the prompt counts virtual tokens.
     monkeypatch.setattr(sys, "argv", ["generate", "MODEL", "clip", "--prompt", "Reply briefly"])
     clip = noise(1.2, 3)
@@ -36,6 +37,8 @@ def test_text_and_speech_answer_as_generate_does(client, model, monkeypatch):
     assert answer.choices[0].message.content == expected
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (prompt, new)
     assert prompt > 12  # 12 virtual tokens
+    distance = pytest.approx(model.hearing_distance(clip), rel=1e-3)
+    assert answer.model_extra["hearing"] == {"distance": distance, "threshold": None}
     mp3 = wav(clip, subtype="MPEG_LAYER_III", kind="MP3")
     expected, _, _ = single(model, user({"type": "audio", "audio": mp3}), 12)
     answer = client.chat.completions.create(model="diva", messages=user(spoken(mp3, "mp3")), max_tokens=12)

@@ -8,7 +8,7 @@ from tiny import noise
 
 from diva.serving.batching import Batcher, BatchLimits
 from diva.serving.decoding import RunningBatch
-from diva.serving.protocol import Completion
+from diva.serving.protocol import Answer, Completion, Piece
 from diva.serving.rows import Job, Row
 
 
@@ -50,6 +50,33 @@ def test_rows_that_join_and_leave_are_answered_as_alone(model):
         text, prompt, new = single(model, job.chat, limit)
         (end,) = delivered
         assert (end.text, end.prompt_tokens, end.completion_tokens) == (text, prompt, new)
+
+
+def test_the_distance_of_an_answer_is_that_of_its_last_clip(model):
+    clips = [noise(seconds, number) for number, seconds in enumerate((0.5, 0.8, 1.1))]
+    parts = [{"type": "audio", "audio": clip} for clip in clips]
+    chats = [user(*parts[:2]), user("no clip"), user(parts[2]), user(*parts[:2])]
+    windows = [(2, 1), (0, 0), (1, 1), (2, 2)]  # as if both clips were windows of one
+    rows, delivered = [], []
+    for chat, (number, last) in zip(chats, windows, strict=True):
+        row, answers = make_row(model, chat, 1)
+        row.job.windows, row.job.last_windows = number, last
+        rows.append(row)
+        delivered.append(answers)
+    RunningBatch(model).admit(rows)
+    alone = [pytest.approx(model.hearing_distance(clip), rel=1e-4) for clip in clips]
+    found = [answers[-1].hearing for answers in delivered]
+    assert found[:3] == [alone[1], None, alone[2]]
+    assert found[3] == pytest.approx(max(model.hearing_distance(clip) for clip in clips[:2]), rel=1e-4)
+
+
+def test_the_distance_comes_with_the_end_of_an_answer_and_its_threshold():
+    answer, heard = Answer("diva", hearing_threshold=0.5), {"distance": 0.75, "threshold": 0.5}
+    end = Completion("text", "stop", 3, 1, hearing=0.75)
+    assert answer.whole([end, end])["hearing"] == heard
+    assert answer.chunk(0, end)["hearing"] == heard
+    for other in (answer.chunk(0, Piece("te")), answer.whole([Completion("text", "stop", 3, 1)])):
+        assert "hearing" not in other
 
 
 def test_columns_that_no_row_uses_are_cut_off(model):
