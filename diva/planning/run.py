@@ -93,7 +93,7 @@ class Run:
     @property
     def assumptions(self) -> list[str]:
         """Assumptions: values that are neither in the config nor found on this machine."""
-        return [line for line in (self.assumed_devices, self.lengths.origin) if line]
+        return [line for line in (self.assumed_devices, *self.lengths.origin.splitlines()) if line]
 
     # ---- shapes
 
