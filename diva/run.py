@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from diva.audio.frames import WHISPER_SECONDS
 from diva.command import quieten
 from diva.config import make
+from diva.config.mixture import PARTS, part_configs
 from diva.data.datamodule import SpeechDataModule
 from diva.errors import UserError
 from diva.models.build import build
@@ -101,11 +102,13 @@ def make_data(
 
     Keys that are not parameters of the data module, such as data.root, are for interpolation in the corpus's config.
     """
-    if (config.get("max_seconds") or 0) > WHISPER_SECONDS:
-        raise UserError(
-            f"data.max_seconds={config.max_seconds:g}: Whisper hears {WHISPER_SECONDS:g} s at a time, so training"
-            " leaves out longer clips; cut them first"
-        )
+    parts = {f"{PARTS}.{name}": part for name, part in part_configs(config).items()}
+    for key, of in ({"data": config} | parts).items():
+        if (of.get("max_seconds") or 0) > WHISPER_SECONDS:
+            raise UserError(
+                f"{key}.max_seconds={of.max_seconds:g}: Whisper hears {WHISPER_SECONDS:g} s at a time, so training"
+                " leaves out longer clips; cut them first"
+            )
     taken = inspect.signature(SpeechDataModule).parameters.keys() - {"corpus", "augment"}
     values = {
         key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key in taken

@@ -12,27 +12,27 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diva.config import mixture, precision
+from diva.config.folder import CONFIG_DIR
 from diva.config.hydra_private import IntervalSweep, Override, command_line, composing, parse
 from diva.config.numbers import check_numbers
-from diva.config.precision import register
 from diva.config.targets import current, import_parameters, read_parameters, with_current, with_current_key
 from diva.errors import UserError
 
-# In a clone `configs/` is next to the package. In an installed wheel it is inside the package.
-_CANDIDATES = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
-CONFIG_DIR = next((str(folder) for folder in _CANDIDATES if folder.is_dir()), str(_CANDIDATES[0]))
 _RESERVED = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 _DIFFERENCES_ONLY = {"experiment", "hydra"}  # groups whose files only change keys that other files declare
 # Mappings with keys that the user chooses.
 _FREE = {
     "data.val_splits",
+    mixture.PARTS,
     "logger",
     "sweep.runner.parameters",
     "model.llm.template_kwargs",
     "system.template_kwargs",
 }
 
-register()
+precision.register()
+mixture.register()
 
 
 def make(config: Any, **options: Any) -> Any:
@@ -74,11 +74,12 @@ def check_overrides(config_name: str, overrides: list[str], config_dir: str | No
     known = _declared_keys(config_name, config_dir)
     plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
+    known |= mixture.check_parts(plain.get("data"))
     to_import: list[_Target] = []
     for key, value in plain.items():
         _check_names([key], known[""], "")
         to_import += check_keys(value, str(key), known)
-    _check_missing(plain)
+    _check_missing(mixture.without_root(plain))
     check_numbers(config)
     for target in to_import:
         _check_names(target.keys, import_parameters(target.name, target.path), target.path)

@@ -1,7 +1,11 @@
-"""The allowed values of all numbers and switches in the configs: one table, checked before anything is loaded."""
+"""The allowed values of all numbers and switches in the configs: one table, checked before anything is loaded.
+
+A `*` in a key stands for any name that the user chose.
+"""
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +125,9 @@ NUMBERS = {
     "data.augment.spec_augment.time_share": SHARE,
     "data.augment.spec_augment.band_masks": COUNT_OR_NONE,
     "data.augment.spec_augment.band_share": SHARE,
+    "data.parts.*.weight": POSITIVE,
+    "data.parts.*.limit": COUNT_OR_ALL,
+    "data.parts.*.max_seconds": POSITIVE_OR_NULL,
     "model.adapter.num_query_tokens": COUNT,
     "model.adapter.stack": COUNT,
     "model.adapter.tokens_per_second": POSITIVE_OR_NULL,
@@ -195,7 +202,7 @@ NUMBERS = {
 
 def check_numbers(config: DictConfig) -> None:
     """Raise UserError for the first value of a config that the table does not allow."""
-    for key, number in NUMBERS.items():
+    for key, number in _numbers_of(config):
         try:
             value = OmegaConf.select(config, key, default=_ABSENT)
         except OmegaConfBaseException:  # its parent is not a mapping, or only Hydra can resolve it
@@ -205,6 +212,16 @@ def check_numbers(config: DictConfig) -> None:
         if value is not _ABSENT and not number.allows(value):
             shown = "null" if value is None else value
             raise UserError(f"{key}={shown} must be {number}")
+
+
+def _numbers_of(config: DictConfig) -> Iterator[tuple[str, Number]]:
+    """The table, with the names that the user chose for each `*`."""
+    for key, number in NUMBERS.items():
+        parent, star, rest = key.partition(".*.")
+        if not star:
+            yield key, number
+        elif names := OmegaConf.select(config, parent):
+            yield from ((f"{parent}.{name}.{rest}", number) for name in names)
 
 
 _ABSENT = object()

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+from diva.config.mixture import addable
 from diva.errors import UserError
 
 # Module names in configs of earlier revisions (users' YAML, committed results) -> current names.
@@ -34,9 +35,9 @@ RENAMED_KEYS = {"data.query_tokens_per_second": "model.adapter.tokens_per_second
 
 
 def with_current_key(override: str) -> str:
-    """An override `key=value` with the current name of its key."""
+    """An override `key=value` with the current name of its key; for a key of a mixture's part, one that may add it."""
     key, equals, value = override.partition("=")
-    return f"{RENAMED_KEYS.get(key, key)}{equals}{value}"
+    return addable(f"{RENAMED_KEYS.get(key, key)}{equals}{value}")
 
 
 def current(target: str) -> str:

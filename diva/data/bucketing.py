@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diva.audio.frames import padded_samples
 from diva.data.batch import EMPTY_ROW, BatchPlan, SpeechBatch
+from diva.data.mixture import Shares
 from diva.errors import UserError
 
 EDGE_SECONDS = 0.1  # edges are multiples of this
@@ -51,8 +52,8 @@ def _edge_steps(durations: np.ndarray) -> np.ndarray:
 class BucketBatchSampler(Sampler[BatchPlan]):
     """Batches of clips of similar length: the part of one rank.
 
-    Every epoch has every clip once. Clips that do not fill a batch move up to the next larger bucket. Empty rows
-    complete the last batch.
+    Every epoch has every clip once, or in a mixture what `shares` draw. Clips that do not fill a batch move up to the
+    next larger bucket. Empty rows complete the last batch.
     The order depends on `seed` and the epoch only. Each rank takes a contiguous slice of every global batch, so a run
     can resume on another number of ranks.
 
@@ -60,6 +61,7 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         durations: [n] seconds.
         edges: upper edges of the buckets in seconds, ascending (`bucket_edges`).
         batch_size: clips of the global batch; UserError unless `world_size` divides it.
+        shares: what an epoch has of each part of a mixture.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        shares: Shares | None = None,
     ):
         if batch_size % world_size:
             raise UserError(
@@ -80,6 +83,7 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         self.edges = np.asarray(edges)
         self.batch_size = batch_size
         self.seed = seed
+        self.shares = shares
         self.epoch = 0
         self._rows = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
         self._buckets = assign_buckets(self.durations, edges)  # [n]
@@ -98,9 +102,10 @@ class BucketBatchSampler(Sampler[BatchPlan]):
     def plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The global batches of an epoch in order: clips [steps, batch_size] and bucket [steps]."""
         rng = np.random.default_rng([self.seed, epoch])
-        shuffled = rng.permutation(len(self.durations))
+        drawn = self._drawn(epoch)
+        shuffled = rng.permutation(drawn)
         by_bucket = shuffled[np.argsort(self._buckets[shuffled], kind="stable")]
-        ends = np.cumsum(np.bincount(self._buckets, minlength=len(self.edges)))
+        ends = np.cumsum(np.bincount(self._buckets[drawn], minlength=len(self.edges)))
         clips, buckets = [], []
         # The clips that remain in a bucket stay directly before those of the next bucket, so they share a batch.
         start = 0
@@ -115,13 +120,18 @@ class BucketBatchSampler(Sampler[BatchPlan]):
         order = rng.permutation(len(self))
         return np.concatenate(clips).reshape(-1, self.batch_size)[order], np.concatenate(buckets)[order]
 
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """The clips of an epoch, [n] ascending."""
+        return np.arange(len(self.durations)) if self.shares is None else self.shares.draw(self.seed, epoch)
+
     def padding_fraction(self, epoch: int) -> float:
         """Fraction of an epoch's samples that is padding up to the bucket's edge, empty rows included.
 
         The silent tail that every clip has by design (`diva.audio.frames.TAIL_SECONDS`) is not padding.
         """
         _, buckets = self.plan(epoch)
-        return 1.0 - float(self.durations.sum() / (self.edges[buckets].sum() * self.batch_size))
+        seconds = self.durations[self._drawn(epoch)].sum()
+        return 1.0 - float(seconds / (self.edges[buckets].sum() * self.batch_size))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; Lightning calls this."""
@@ -129,7 +139,8 @@ class BucketBatchSampler(Sampler[BatchPlan]):
 
     def identity(self) -> dict[str, int]:
         """All values that decide the order of an epoch."""
-        return {"seed": self.seed, "clips": len(self.durations), "batch_size": self.batch_size}
+        parts = {} if self.shares is None else self.shares.identity()
+        return {"seed": self.seed, "clips": len(self.durations), "batch_size": self.batch_size} | parts
 
 
 class ResumableLoader(DataLoader[SpeechBatch]):
@@ -172,10 +183,10 @@ class ResumableLoader(DataLoader[SpeechBatch]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after the last batch taken. Raises UserError if the order of clips cannot be reproduced."""
         for key, value in self.sampler.identity().items():
-            if state[key] != value:
+            if state.get(key) != value:
                 raise UserError(
-                    f"cannot resume: the checkpoint has {key}={state[key]}, this run has {key}={value}, so its order "
-                    "of clips cannot be continued; use the same data and settings, or start a new run"
+                    f"cannot resume: the checkpoint has {key}={state.get(key)}, this run has {key}={value}, so its "
+                    "order of clips cannot be continued; use the same data and settings, or start a new run"
                 )
         self._epoch, self._given = state["epoch"], state["given"]
 

@@ -1,9 +1,10 @@
 """The LightningDataModule: corpus -> manifests of usable clips -> loaders of SpeechBatches."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,7 @@ from diva.data.manifest import (
     with_distinct_ids,
     write_skipped,
 )
+from diva.data.mixture import Mixture, Shares
 from diva.data.teacher_text import check_template, with_teacher_text
 from diva.errors import UserError
 
@@ -38,20 +40,23 @@ class SpeechDataModule(LightningDataModule):
     """Batches of speech and transcripts for the Trainer, which needs `use_distributed_sampler=False`.
 
     Args:
-        corpus: gives the manifest of a split.
+        corpus: gives the manifest of a split. Of a mixture all parts are trained on, each by its weight.
         tokenizer: the LLM's.
         max_tokens: the number of virtual tokens; clips with longer transcripts are skipped, counted and listed.
         batch_size: recordings per optimizer step, over all devices.
         num_buckets: largest number of different batch lengths.
         seed: with the epoch, fixes the order of the clips.
-        train_split: split of the corpus to train on.
+        train_split: split of the corpus to train on; for a mixture, the name of the union of its parts' splits.
         val_splits: name of each validation -> split of the corpus.
+        pooled_val: name of further metrics -> the names of the validations that they are over.
         val_batch_size: recordings per validation batch and device.
         tokens_per_second: also limits a transcript by the length of its clip (AdapterConfig.tokens_per_second).
-        max_train_clips: number of clips to train on, the same ones for every seed; null for all.
+        max_train_clips: number of clips to train on, the same ones for every seed; null for all. A mixture has a
+            limit for each part instead.
         max_val_clips: number of clips of each split to validate on; null for all.
         max_skipped_fraction: above this fraction of skipped clips, setup and `record_faults` raise UserError.
-        decoded_cache_gb: if the decoded waveforms fit in this (10^9 bytes), they are decoded once, before training.
+        decoded_cache_gb: if the decoded waveforms of a split fit in this (10^9 bytes), they are decoded once, before
+            training.
         num_workers: processes that load batches, for each loader.
         skipped_tsv: file that lists the skipped clips.
         teacher_text: what the teacher reads of a clip, a template (`diva.data.teacher_text`); null: its transcript.
@@ -69,6 +74,7 @@ class SpeechDataModule(LightningDataModule):
         seed: int,
         train_split: str = "train",
         val_splits: Mapping[str, str],
+        pooled_val: Mapping[str, Sequence[str]] | None = None,
         val_batch_size: int,
         tokens_per_second: float | None = None,
         max_train_clips: int | None = None,
@@ -83,6 +89,12 @@ class SpeechDataModule(LightningDataModule):
         super().__init__()
         if teacher_text is not None:
             check_template(teacher_text)
+        self.mixture = corpus if isinstance(corpus, Mixture) else None
+        if self.mixture and max_train_clips is not None:
+            raise UserError(
+                f"data.max_train_clips={max_train_clips} is for a single corpus: limit each part with"
+                " data.parts.NAME.limit"
+            )
         self.corpus = corpus
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
@@ -91,6 +103,12 @@ class SpeechDataModule(LightningDataModule):
         self.seed = seed
         self.train_split = train_split
         self.val_splits = dict(val_splits)
+        self.pooled_val = {name: list(pooled) for name, pooled in (pooled_val or {}).items()}
+        if (
+            unknown := {name for pooled in self.pooled_val.values() for name in pooled}
+            - self.val_splits.keys()
+        ):
+            raise UserError(f"data.pooled_val names {min(unknown)!r}, which data.val_splits lacks")
         self.val_batch_size = val_batch_size
         self.tokens_per_second = tokens_per_second
         self.max_train_clips = max_train_clips
@@ -102,7 +120,7 @@ class SpeechDataModule(LightningDataModule):
         self.teacher_text = teacher_text
         # None if no kind of change is switched on: then the batches are those without augmentation, to the bit.
         self.augment = augment if augment is not None and augment.kinds else None
-        self._splits: dict[str, Manifest] = {}
+        self._splits: dict[str, Manifest] = {}  # by split of the corpus
         # Splits whose batches hold no waveforms, because the encoder frames of their clips are cached. It applies to
         # loaders that are made after a change.
         self.without_waveforms: set[str] = set()
@@ -120,12 +138,13 @@ class SpeechDataModule(LightningDataModule):
             return
         if self.augment is not None:
             self.augment.check()
-        limits = {self.train_split: self.max_train_clips}
-        limits |= {s: self.max_val_clips for s in self.val_splits.values() if s != self.train_split}
+        limits = self.mixture.limits if self.mixture else {self.train_split: self.max_train_clips}
+        limits = limits | {s: self.max_val_clips for s in self.val_splits.values() if s not in limits}
         splits = {split: self._manifest(split, limit) for split, limit in limits.items()}
         self._write_skipped({split: manifest.skipped for split, manifest in splits.items()})
         check_skipped(splits, self.max_skipped_fraction, self.skipped_tsv)
         self._splits = splits
+        self._train, self._shares = self._training_clips()
         self._edges = bucket_edges(self.train.durations, self.num_buckets)
         if self.num_workers:
             # If the tokenizer has used threads, it prints a warning in every worker without this setting.
@@ -143,9 +162,12 @@ class SpeechDataModule(LightningDataModule):
             manifest = with_teacher_text(manifest, self.teacher_text)
         return decode_once(manifest, self.decoded_cache_gb, self.num_workers)
 
+    def _training_clips(self) -> tuple[Manifest, Shares | None]:
+        return self.mixture.train(self._splits) if self.mixture else (self._splits[self.train_split], None)
+
     @property
     def train(self) -> Manifest:
-        return self._splits[self.train_split]
+        return self._train
 
     @property
     def val(self) -> dict[str, Manifest]:
@@ -160,6 +182,20 @@ class SpeechDataModule(LightningDataModule):
             for split, manifest in self._splits.items()
         }
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What each part of a mixture has (`Mixture.summary`); none for a single corpus."""
+        if self.mixture is None or self._shares is None:
+            return {}
+        return self.mixture.summary(self._splits, self.skipped, self._shares)
+
+    @property
+    def clips_in_corpus(self) -> dict[str, int]:
+        """Number of clips that are trained on, and of each validation."""
+        counts = {name: len(manifest) for name, manifest in self.val.items()}
+        pooled = {name: sum(counts[of] for of in names) for name, names in self.pooled_val.items()}
+        return {"train": len(self.train), **pooled, **counts}
+
     def shapes(self) -> list[tuple[int, int]]:
         """(rows per device, samples) of all possible training batches."""
         rows = self.batch_size // self._world_size
@@ -167,11 +203,12 @@ class SpeechDataModule(LightningDataModule):
 
     def describe(self) -> str:
         """A few lines of text about clips, hours, buckets and padding."""
-        parts = {self.train_split: self.train} | self.val
         lines = [
-            f"{name}: {len(part)} clips, {part.durations.sum(dtype=np.float64) / 3600:.2f} h"
-            for name, part in parts.items()
+            f"{name}: {len(clips)} clips, {clips.durations.sum(dtype=np.float64) / 3600:.2f} h"
+            for name, clips in ({self.train_split: self.train} | self.val).items()
         ]
+        if self.mixture:
+            lines[1:1] = self.mixture.describe(self.parts)
         sampler = self._train_sampler()
         edges = " ".join(f"{edge:g}" for edge in self._edges)
         lines.append(f"buckets: {edges} s, {len(sampler)} batches of {self.batch_size} an epoch")
@@ -196,8 +233,9 @@ class SpeechDataModule(LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
     def _train_sampler(self) -> BucketBatchSampler:
+        ranks = self._rank, self._world_size
         return BucketBatchSampler(
-            self.train.durations, self._edges, self.batch_size, self.seed, self._rank, self._world_size
+            self.train.durations, self._edges, self.batch_size, self.seed, *ranks, self._shares
         )
 
     def train_dataloader(self) -> ResumableLoader:
@@ -220,14 +258,9 @@ class SpeechDataModule(LightningDataModule):
 
     def _dataset(self, split: str, augment: Augmentation | None = None) -> SpeechDataset:
         heard = split not in self.without_waveforms
+        manifest = self.train if split == self.train_split else self._splits[split]
         return SpeechDataset(
-            self._splits[split],
-            self.tokenizer,
-            self.max_tokens,
-            heard,
-            self.tokens_per_second,
-            augment,
-            self.seed,
+            manifest, self.tokenizer, self.max_tokens, heard, self.tokens_per_second, augment, self.seed
         )
 
     def _edges_for(self, manifest: Manifest) -> list[float]:
@@ -254,11 +287,14 @@ class SpeechDataModule(LightningDataModule):
 
         Raises UserError if too many clips are skipped in total.
         """
-        known = self._run_faults.setdefault(split or self.train_split, {})
-        new = {fault.clip_id: fault for fault in faults if fault.clip_id not in known}
+        new = 0
+        for fault in faults:
+            of, fault = self._split_of(fault) if split is None else (split, fault)
+            known = self._run_faults.setdefault(of, {})
+            new += fault.clip_id not in known
+            known.setdefault(fault.clip_id, fault)
         if not new:
             return
-        known.update(new)
         skipped = self.skipped
         self._write_skipped(skipped)
         count = sum(map(len, skipped.values()))
@@ -269,6 +305,10 @@ class SpeechDataModule(LightningDataModule):
                 f"data.max_skipped_fraction={self.max_skipped_fraction:g}: correct those listed in {self.skipped_tsv} "
                 "or raise the limit"
             )
+
+    def _split_of(self, fault: Skip) -> tuple[str, Skip]:
+        """The split of a clip that is trained on, and the fault with the clip's id in that split."""
+        return self.mixture.of_part(fault) if self.mixture else (self.train_split, fault)
 
     @rank_zero_only
     def _write_skipped(self, skipped: Mapping[str, list[Skip]]) -> None:

@@ -4,13 +4,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from omegaconf import OmegaConf
 
 from diva.config import make
 from diva.errors import UserError
 from diva.planning.calibration import ROUND_LAYERS, matmul_tflops, stage_seconds
 from diva.planning.counting import Batch, Figures, Work, count_flops, of_layers
-from diva.planning.lengths import clip_lengths
+from diva.planning.lengths import val_lengths
 from diva.planning.run import Run
 
 # Fraction of a device's peak that is used, if this machine lacks the device and the user gives no value. Published
@@ -155,8 +154,7 @@ class Timing:
     def _val_clips(self, split: str) -> int:
         """Number of validation clips of a split: read from the corpus if it is on this machine, otherwise assumed."""
         data, plan = self.run.config.data, self.run.config.plan
-        wanted = OmegaConf.merge(data, {"train_split": split, "max_train_clips": data.max_val_clips})
-        found = clip_lengths(wanted, plan.median_seconds)
+        found = val_lengths(data, split, plan.median_seconds)
         if not found.origin.startswith("assumed"):
             return found.clips
         if data.max_val_clips is not None:

@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+from omegaconf import DictConfig, OmegaConf
 from scipy.stats import norm
 
 from diva.audio.frames import WHISPER_SECONDS, padded_samples
+from diva.config.mixture import part_configs
 from diva.data.bucketing import assign_buckets, bucket_edges
 from diva.data.corpora.present import present_corpus
 from diva.data.corpora.spoken.corpus import SpokenMini
 from diva.data.corpora.spoken.open_vocabulary import SpokenOpen
-from diva.data.manifest import Manifest, StoredAudio
+from diva.data.manifest import Corpus, Manifest, StoredAudio
+from diva.data.mixture import Shares, naming
 from diva.errors import AudioFault, UserError
 
 _CHARACTERS_PER_TOKEN = 4  # for English
@@ -38,7 +41,9 @@ class ClipLengths:
     seconds: np.ndarray  # durations of a sample of the clips
     clips: int
     mean_tokens: float  # per transcript
-    origin: str  # where the lengths come from, for the output of `diva.plan`
+    origin: (
+        str  # where the lengths come from, for the output of `diva.plan`; a line for each part of a mixture
+    )
 
     @property
     def longest_seconds(self) -> float:
@@ -57,11 +62,44 @@ class ClipLengths:
 
 def clip_lengths(data: Any, median_seconds: float | None = None) -> ClipLengths:
     """The lengths of the training clips of a data config. `median_seconds` replaces the lengths of the corpus."""
+    if parts := part_configs(data):
+        return _mixed(parts, median_seconds)
     corpus = None if median_seconds else present_corpus(data)
     if corpus is None:
         return _assumed(data, median_seconds)
     found = lengths_of(corpus.manifest(data.train_split))
     return replace(found, clips=min(found.clips, data.max_train_clips or found.clips))
+
+
+def val_lengths(data: Any, split: str, median_seconds: float | None = None) -> ClipLengths:
+    """The lengths of the clips of a data config that are validated on, of this one of its `val_splits`."""
+    of, limit = data, data.max_val_clips
+    if parts := part_configs(data):
+        part, _, split = split.partition("/")
+        of = parts[part]
+    return clip_lengths(OmegaConf.merge(of, {"train_split": split, "max_train_clips": limit}), median_seconds)
+
+
+def _mixed(parts: dict[str, DictConfig], median_seconds: float | None) -> ClipLengths:
+    """The lengths of the clips that a mixture draws. `clips` has each clip of each part once, as the tables have."""
+    found = {}
+    for name, part in parts.items():
+        with naming(name):
+            found[name] = clip_lengths(part, median_seconds)
+    weights = {name: part.weight for name, part in parts.items()}
+    shares = Shares.by_weight({name: lengths.clips for name, lengths in found.items()}, weights)
+    seconds, tokens, origins = [], 0.0, []
+    for (name, lengths), drawn in zip(found.items(), shares.drawn, strict=True):
+        share = drawn / sum(shares.drawn)
+        points = max(1, round(share * _QUANTILES))
+        # The longest clip of each part, because the memory depends on it.
+        seconds += [
+            np.quantile(lengths.seconds, (np.arange(points) + 0.5) / points),
+            [lengths.longest_seconds],
+        ]
+        tokens += share * lengths.mean_tokens
+        origins.append(f"part {name}, {share:.1%} of the drawn clips: {lengths.origin}")
+    return ClipLengths(np.concatenate(seconds), sum(shares.clips), tokens, "\n".join(origins))
 
 
 def lengths_of(manifest: Manifest) -> ClipLengths:

@@ -100,7 +100,8 @@ class Run:
     @property
     def assumptions(self) -> list[str]:
         """Assumptions: values that are neither in the config nor found on this machine."""
-        return [line for line in (self.assumed_devices, self.lengths.origin, self._augmentation) if line]
+        lines = (self.assumed_devices, *self.lengths.origin.splitlines(), self._augmentation)
+        return [line for line in lines if line]
 
     @property
     def augments(self) -> bool:

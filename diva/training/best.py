@@ -19,7 +19,8 @@ EXPORT, NOTE = "export_best", "best.json"
 
 def check_best(config: DictConfig) -> None:
     """Raise UserError if `checkpoint_best` is not a metric of this run's validation."""
-    known = [f"{name}/{m}" for name in config.data.val_splits for m in measures(config.answers.val_tokens)]
+    names = [*config.data.get("pooled_val", ()), *config.data.val_splits]
+    known = [f"{name}/{m}" for name in names for m in measures(config.answers.val_tokens)]
     if config.checkpoint_best is not None and config.checkpoint_best not in known:
         raise UserError(
             f"checkpoint_best={config.checkpoint_best} is not measured; there are: {', '.join(known)}"

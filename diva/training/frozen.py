@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from diva.audio.frames import SAMPLE_RATE, FrameCount, pad_clips
 from diva.data.batch import EMPTY_ROW, SpeechBatch
-from diva.data.decoded import DecodedAudio, build_once
+from diva.data.decoded import build_once
 from diva.data.manifest import Manifest
+from diva.data.mixture import decoded_files
 from diva.models.encoder import Context, WaveformEncoder
 from diva.models.modeling import DivaForConditionalGeneration
 from diva.models.pretrained import cache_dir
@@ -103,7 +104,7 @@ class FrozenParts:
         """
         clips, encoder = len(manifest), model.encoder
         size = frames_bytes(manifest.durations, encoder.frame_count, encoder.width, encoder.dtype)
-        decoded = isinstance(manifest.audio, DecodedAudio)
+        decoded = bool(decoded_files(manifest.audio))
         heard, distilled = (clips if count is None else count for count in (heard, distilled))
         transcripts = Transcripts.of(manifest, tokenizer)
         answers = make_answers(transcripts) if make_answers else None
@@ -254,9 +255,10 @@ class FrameTable:
     @classmethod
     def build(cls, model: DivaForConditionalGeneration, manifest: Manifest) -> "FrameTable":
         """From the cache, or computed by the first process that comes. The manifest's audio is decoded."""
-        assert isinstance(manifest.audio, DecodedAudio)
-        # The name of the decoded audio file is a digest of its contents.
-        sources: list[object] = [manifest.audio.file, manifest.rows.tolist()]
+        files = decoded_files(manifest.audio)
+        assert files
+        # The name of a decoded audio file is a digest of its contents.
+        sources: list[object] = [*files, manifest.rows.tolist()]
         if isinstance(model.encoder, WaveformEncoder):
             sources.append(model.encoder.standardizes)
         key = digest(weights_digest(model.encoder.body), *sources)

@@ -102,7 +102,7 @@ def _recipe(config: DictConfig, choices: dict[str, str], summary: dict[str, Any]
     objective, optimizer = config.objective, config.optimizer
     rows = {
         "experiment": choices["experiment"],
-        "corpus": f"{choices['data']}: {CORPORA.get(choices['data'], _UNKNOWN)}",
+        "corpus": "; ".join(f"{name}: {terms}" for name, terms in _corpora(config, choices)),
         "clips": ", ".join(f"{count:,} {name}" for name, count in summary["clips_in_corpus"].items()),
         "distinct words in training": f"{summary['trained_on']['words']:,}",
         "steps and recordings a step": f"{config.max_steps:,} of {config.data.batch_size}",
@@ -157,10 +157,17 @@ def _licences(config: DictConfig, choices: dict[str, str], encoder: str, llm: st
         ("code", "Apache-2.0"),
         (encoder, LICENCES.get(encoder, _UNKNOWN)),
         (llm, LICENCES.get(llm, _UNKNOWN)),
-        (choices["data"], CORPORA.get(choices["data"], _UNKNOWN)),
+        *_corpora(config, choices),
     ]
     note = "The adapter is derived from the encoder's model (its decoder) and from the LLM: both parts' terms apply.\n"
     return _table("## Licences of the parts", ("part", "terms"), rows) + "\n" + note
+
+
+def _corpora(config: DictConfig, choices: dict[str, str]) -> list[tuple[str, str]]:
+    """Name and terms of each corpus, of a mixture those of its parts."""
+    parts = config.data.get("parts", {}).values()
+    names = dict.fromkeys(part.corpus for part in parts) or [choices["data"]]
+    return [(name, CORPORA.get(name, _UNKNOWN)) for name in names]
 
 
 def _table(title: str, header: tuple[str, ...], rows: Any) -> str:

@@ -263,9 +263,12 @@ class DivaTraining(LightningModule):
         for split, faults in self.val_faults.items():
             self.trainer.datamodule.record_faults(self._gather(faults), split)
         # Sums over ranks, not a mean of the ranks' means: a rank may have only empty batches.
-        for (name, measure), sums in self.measured.items():
-            total, count = self._sum_over_ranks(sums).tolist()
-            self.log(f"{name}/{measure}", total / count if count else float("nan"))
+        sums = {key: self._sum_over_ranks(of_rank).tolist() for key, of_rank in self.measured.items()}
+        of = {name: [name] for name in self.trainer.datamodule.val_splits}
+        for name, names in (self.trainer.datamodule.pooled_val | of).items():
+            for measure in measures(self.answers.val_tokens):
+                total, count = map(sum, zip(*(sums[each, measure] for each in names), strict=True))
+                self.log(f"{name}/{measure}", total / count if count else float("nan"))
 
     # ---- checkpoints: what is trained only
 

@@ -17,7 +17,7 @@ from diva.data.corpora.common_voice import CommonVoice
 from diva.errors import UserError
 from diva.plan import compose, make_plan
 from diva.planning.duration import Timing
-from diva.planning.lengths import clip_lengths
+from diva.planning.lengths import clip_lengths, val_lengths
 from diva.planning.run import Run
 
 # A rate, so that nothing is timed.
@@ -152,6 +152,28 @@ def test_lengths_of_a_corpus_at_hand(tiny_release):
 
 def replace_limit(data, clips: int):
     return OmegaConf.merge(data, {"max_train_clips": clips})
+
+
+def test_lengths_of_a_mixture_are_those_of_what_it_draws(tiny_release):
+    given = [
+        "data=mixture",
+        f"data.root={tiny_release}",
+        "data.parts.here={corpus: common_voice, weight: 3, limit: 20}",
+    ]
+    there = "data.parts.there={corpus: common_voice, root: /no/such/folder, limit: 300, max_seconds: 9}"
+    config = compose([*given, there, "data.max_val_clips=5", "max_steps=10", "val_every=5"])
+    here = CommonVoice(str(tiny_release)).manifest("train").durations
+    found = clip_lengths(config.data)
+    assert found.clips == 320
+    assert found.longest_seconds == 9
+    assert float((found.seconds <= here.max()).mean()) == pytest.approx(0.75, abs=0.02)
+    lines = found.origin.splitlines()
+    assert lines[0].startswith("part here, 75.0% of the drawn clips: 22 clips of ")
+    assert lines[1].startswith(
+        "part there, 25.0% of the drawn clips: assumed: 300 clips with a median of 5 s"
+    )
+    assert [val_lengths(config.data, split).clips for split in config.data.val_splits.values()] == [5, 5]
+    assert set(lines) <= set(Run(config).assumptions)
 
 
 def test_nothing_is_spoken_for_a_plan(tmp_path):
