@@ -18,7 +18,7 @@ from diva.data.bucketing import assign_buckets, bucket_edges
 from diva.data.corpora.present import present_corpus
 from diva.data.corpora.spoken.corpus import SpokenMini
 from diva.data.corpora.spoken.open_vocabulary import SpokenOpen
-from diva.data.manifest import Corpus, Manifest, StoredAudio
+from diva.data.manifest import Manifest, StoredAudio
 from diva.data.mixture import Shares, naming
 from diva.errors import AudioFault, UserError
 

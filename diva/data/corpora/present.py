@@ -11,7 +11,8 @@ from diva.data.manifest import Corpus
 
 def present_corpus(data: Any) -> Corpus | None:
     """The corpus of a data config; None if reading it would make or download it."""
-    if data.root is None or not Path(str(data.root)).expanduser().exists():
+    root = data.get("root")
+    if root is None or not Path(str(root)).expanduser().exists():
         return None
     corpus = make(data.corpus)
     if not isinstance(corpus, SpokenCorpus):
