@@ -130,7 +130,8 @@ def _file(name: str) -> dict[str, Any]:
     assert isinstance(raw, dict)
     values: dict[str, Any] = {}
     for default in raw.pop("defaults", []):
-        values |= _file(default)
+        # A group below this one, such as `augment: none`, is a key of its own.
+        values |= _file(default) if isinstance(default, str) else default
     return values | {str(key): value for key, value in raw.items()}
 
 

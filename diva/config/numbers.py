@@ -109,6 +109,8 @@ NUMBERS = {
     "data.decoded_cache_gb": SIZE,
     "data.num_workers": COUNT_OR_NONE,
     "data.max_seconds": POSITIVE_OR_NULL,
+    "data.takes": COUNT,
+    "data.corpus.takes": COUNT,
     "data.corpus.max_seconds": POSITIVE_OR_NULL,
     **{
         f"data.augment.{kind}.probability": SHARE

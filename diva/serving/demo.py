@@ -67,21 +67,19 @@ class Demo:
 
         Returns the conversation, its two views, and what the page shows of the model's training.
         """
+        return [], [], [], *self.training(name)
+
+    def training(self, name: str) -> tuple[str, gr.Dataset]:
+        """What the page shows of the training of a model: one line, and held-out clips to click on."""
         try:
-            self.load(name)
+            model = self.load(name)
         except UserError as error:
             warn(error)
-        return [], [], [], *self.training()
-
-    def training(self) -> tuple[str, gr.Dataset]:
-        """What the page shows of the training of the loaded model: one line, and held-out clips to click on."""
-        if self.model is None:
             return "", gr.Dataset(samples=[], sample_labels=[], visible=False)
-        assert self.name is not None
         folder = Path(tempfile.mkdtemp(dir=self._clips.name))
-        clips = held_out_clips(self.name, folder)
+        clips = held_out_clips(name, folder)
         labels = [transcript for _, transcript in clips]
-        return about(self.model.config.trained_on), gr.Dataset(
+        return about(model.config.trained_on), gr.Dataset(
             samples=clips, sample_labels=labels, visible=bool(clips)
         )
 
@@ -246,7 +244,7 @@ def page(demo: Demo, choices: Sequence[tuple[str, str]]) -> gr.Blocks:
         )
         conversation = [turns, hearing, reading]
         shown_of_training = [training, examples]
-        blocks.load(demo.training, None, shown_of_training, api_visibility="private", **shared)
+        blocks.load(demo.training, run, shown_of_training, api_visibility="private", **shared)
         run.change(
             demo.switch,
             run,

@@ -112,7 +112,7 @@ def test_another_prompt_is_another_ceiling_and_another_cascade(diva, tiny_llm):
 
 
 def test_no_ceiling_without_transcripts(diva):
-    with pytest.raises(UserError, match="no transcripts"):
+    with pytest.raises(UserError, match="reads transcripts, and this task has none"):
         Teacher(diva.reader).answer([Sample("a", 0, ("x",), None)], PLAIN, 8)
 
 
