@@ -264,7 +264,7 @@ def test_a_conversation_with_another_run(page, runs, folder):
 
 
 @pytest.mark.integration
-def test_a_held_out_clip_is_asked_by_clicking_on_it(page, runs, tiny_release):
+def test_a_held_out_clip_is_asked_by_clicking_on_it(page, runs, folder, tiny_release):
     expect(page.locator("#training")).to_contain_text(
         "22 clips with 43 distinct words", timeout=1000 * SECONDS
     )
@@ -273,7 +273,10 @@ def test_a_held_out_clip_is_asked_by_clicking_on_it(page, runs, tiny_release):
     expect(page.get_by_label("Transcript")).to_have_value(manifest.text(2), timeout=1000 * SECONDS)
     page.get_by_test_id("audio-player-Question").wait_for(state="attached")
     ask(page)
-    says(answers(page, "spoken"), load_model(str(runs / "mini/new")).generate([manifest.waveform(2)])[0])
+    soundfile.write(
+        folder / "held_out.wav", manifest.waveform(2), 16_000
+    )  # rounded to 16 bits, as the page's clip
+    says(answers(page, "spoken"), load_model(str(runs / "mini/new")).generate([folder / "held_out.wav"])[0])
     expect(answers(page, "read")).to_have_count(1)
     page.get_by_label("Run").click()
     page.get_by_role("option", name="mini/old").click()
