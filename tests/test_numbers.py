@@ -32,7 +32,8 @@ TEXTS = {
     "plan.json", "model.llm.system_prompt", "logger.tensorboard.name", "data.locale", "data.subset",
     "data.corpus.locale", "data.corpus.name", "predictions", "report", "whisper", "system.dtype", "system.llm",
     "data.augment.noise.folder", "data.augment.reverberation.folder", "data.teacher_text",
-    "data.wordnet", "data.corpus.wordnet", "model.llm.lora.target_modules", "model.encoder.dtype", "model.adapter.decoder", "system.encoder_dtype",
+    "data.wordnet", "data.corpus.wordnet", "model.llm.lora.target_modules",
+    "model.encoder.dtype", "model.adapter.decoder", "system.encoder_dtype",
     "system.model", "system.encoder", "system.whisper", "task.corpus", "task.split", "task.group", "task.separator",
     "task.system_prompt", "task.question", "task.labels", "task.variant", "task.reference", "task.corpus.list_field",
 }  # fmt: skip
