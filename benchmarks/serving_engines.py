@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from typing import Any
 import httpx
 
 from benchmarks.measure import RESULTS, markdown, write_results
-from benchmarks.serving_load import HERE, QUESTIONS, SECONDS, Seen, ask, questions, with_client
+from benchmarks.serving_load import HERE, QUESTIONS, SECONDS, Seen, ask, questions, summary, with_client
 from diva.command import count, exit_codes
 from diva.errors import UserError
 
@@ -83,13 +82,8 @@ def asked_by(clients: int, total: int, url: str) -> tuple[dict[str, Any], dict[i
 
     started = time.perf_counter()
     asyncio.run(with_client(url, work))
-    seconds = time.perf_counter() - started
-    row: dict[str, Any] = {"requests": total, "lost": total - seen.ends["whole answer"]}
-    row["requests_per_second"] = round(total / seconds, 2)
-    for name, values in (("first_token", seen.first), ("end", seen.last)):
-        parts = statistics.quantiles(values, n=20, method="inclusive")
-        row |= {f"{name}_p50": round(parts[9], 2), f"{name}_p95": round(parts[18], 2)}
-    return row, seen.answers
+    rate = round(total / (time.perf_counter() - started), 2)
+    return summary(seen, total) | {"requests_per_second": rate}, seen.answers
 
 
 @exit_codes

@@ -161,12 +161,17 @@ def arrivals(url: str, rate: float, total: int) -> dict[str, float]:
 
     started = time.perf_counter()
     asyncio.run(with_client(url, work))
-    row = {"requests": total, "lost": total - seen.ends["whole answer"]}
+    return summary(seen, total) | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def summary(seen: Seen, total: int) -> dict[str, float]:
+    """Of `total` requests, how many were lost, and the seconds to the first token and to the end of the others."""
+    row: dict[str, float] = {"requests": total, "lost": total - seen.ends["whole answer"]}
     for name, values in (("first_token", seen.first), ("end", seen.last)):
         if len(values) > 1:
             parts = statistics.quantiles(values, n=20, method="inclusive")
             row |= {f"{name}_p50": round(parts[9], 3), f"{name}_p95": round(parts[18], 3)}
-    return row | {"seconds": round(time.perf_counter() - started, 1)}
+    return row
 
 
 def load(url: str, process: psutil.Process, streams: int, total: int) -> dict[str, Any]:

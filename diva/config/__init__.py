@@ -2,7 +2,6 @@
 
 import difflib
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diva.config import mixture, precision
-from diva.config.folder import CONFIG_DIR
+from diva.config.folder import CONFIG_DIR, read_config
 from diva.config.hydra_private import IntervalSweep, Override, command_line, composing, parse
 from diva.config.numbers import check_numbers
 from diva.config.targets import current, import_parameters, read_parameters, with_current, with_current_key
@@ -118,12 +117,8 @@ def _declared_keys(config_name: str, config_dir: str | None) -> dict[str, set[st
     return known
 
 
-@cache  # all of them are read for each composed config
 def _raw(file: Path) -> dict[str, Any]:
-    raw = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    return (
-        {str(key): value for key, value in raw.items() if key != "defaults"} if isinstance(raw, dict) else {}
-    )
+    return {key: value for key, value in read_config(file).items() if key != "defaults"}
 
 
 def _declare(node: dict[str, Any], path: str, known: dict[str, set[str]]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diva.config.folder import CONFIG_DIR
+from diva.config.folder import CONFIG_DIR, read_config
 from diva.errors import UserError
 
 PARTS = "data.parts"
@@ -33,7 +33,7 @@ def addable(override: str) -> str:
 def check_parts(data: Any) -> dict[str, set[str]]:
     """The keys that each part may have, by the part's path. `data` is the plain data config.
 
-    None for data without parts. Raises UserError for parts that cannot be understood, or that lack a value.
+    Empty for data without parts. Raises UserError for parts that cannot be understood, or that lack a value.
     """
     parts = data.get("parts") if isinstance(data, dict) else None
     if parts is None:
@@ -90,7 +90,7 @@ def without_root(config: dict) -> dict:
 def part_configs(data: DictConfig) -> dict[str, DictConfig]:
     """A data config of each part of a mixture, with the name of the part's limit in other data configs.
 
-    None for the data config of a single corpus.
+    Empty for the data config of a single corpus.
     """
     if "parts" not in data:
         return {}
@@ -126,13 +126,12 @@ def _of_corpus(name: str) -> dict[str, Any]:
 @lru_cache
 def _file(name: str) -> dict[str, Any]:
     """The values of a file of configs/data and of its defaults."""
-    raw = OmegaConf.to_container(OmegaConf.load(Path(CONFIG_DIR) / "data" / f"{name}.yaml"), resolve=False)
-    assert isinstance(raw, dict)
+    raw = read_config(Path(CONFIG_DIR) / "data" / f"{name}.yaml")
     values: dict[str, Any] = {}
-    for default in raw.pop("defaults", []):
+    for default in raw.get("defaults", []):
         # A group below this one, such as `augment: none`, is a key of its own.
         values |= _file(default) if isinstance(default, str) else default
-    return values | {str(key): value for key, value in raw.items()}
+    return values | {key: value for key, value in raw.items() if key != "defaults"}
 
 
 def validations(parts: Mapping[str, Any]) -> dict[str, str]:

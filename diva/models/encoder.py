@@ -49,8 +49,8 @@ def has_window(config: PreTrainedConfig) -> bool:
     return config.model_type in ("whisper", *AUDIO_LLMS.values())
 
 
-# Log-mel [B, M, T] -> the same with parts hidden.
-Masks = Callable[[Tensor], Tensor]
+# Log-mel [B, M, T] -> the same with parts hidden: diva.audio.masks.Masks, which an export does not have.
+Hide = Callable[[Tensor], Tensor]
 
 
 class SpeechEncoder(nn.Module):
@@ -87,7 +87,7 @@ class SpeechEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, waveforms: Tensor, samples: Tensor, masks: Masks | None = None
+        self, waveforms: Tensor, samples: Tensor, masks: Hide | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Waveforms [B, S] of `samples` [B] -> frames [B, F, E], mask [B, F] (True: valid; None: all are).
 
@@ -112,7 +112,7 @@ class LogMelEncoder(SpeechEncoder):
         self.log_mel = LogMel(body.config.num_mel_bins)
 
     def _encode(
-        self, waveforms: Tensor, samples: Tensor, masks: Masks | None = None
+        self, waveforms: Tensor, samples: Tensor, masks: Hide | None = None
     ) -> tuple[Tensor, Tensor | None]:
         if self.context == "full":
             waveforms = F.pad(waveforms, (0, int(WHISPER_SECONDS * SAMPLE_RATE) - waveforms.shape[1]))

@@ -16,7 +16,7 @@ from .lora import reads_with_lora
 
 # Most tokens of an answer in the calls of the published code.
 _GREEDY = {"do_sample": False, "max_new_tokens": 128}
-# Of a clip's virtual tokens, so many at the end are looked at for its hearing distance (docs/serving.md has figures).
+# The hearing distance of a clip is that of its last virtual tokens, this many (docs/serving.md has the measurements).
 HEARING_TOKENS = 8
 
 

@@ -41,8 +41,8 @@ MINIMUM = 100
 # Fractions of the sentences; the rest is for training.
 DEV = TEST = UNSEEN_VOICE = 0.015
 NEW_WORDS = 0.02
-# A new word occurs in so many sentences, with all its forms: not so often that training would miss it, nor only once,
-# as half of the words do, many of them odd.
+# Number of sentences in which a new word occurs, with all its forms. Training needs the words that are more frequent.
+# Half of the words occur once, and many of them are odd.
 NEW_WORD_SENTENCES = range(2, 11)
 # Ranges of random factors on each voice's own tempo and pitch.
 TEMPO_RANGE = (0.8, 1.25)

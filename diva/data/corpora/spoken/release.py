@@ -21,9 +21,10 @@ import soundfile
 from filelock import FileLock
 
 from diva.data.corpora.common_voice import CommonVoice
-from diva.data.corpora.spoken.sentences import Sentence, words_of
+from diva.data.corpora.spoken.sentences import Sentence
 from diva.data.corpora.spoken.voices import Voice
 from diva.data.manifest import Manifest
+from diva.data.words import distinct_words
 from diva.errors import UserError
 from diva.files import written_whole
 from diva.terminal import progress_bar
@@ -227,7 +228,7 @@ def _summary(corpus: SpokenCorpus, splits: Iterable[str]) -> str:
     for split in splits:
         manifest = corpus.manifest(split)
         minutes = manifest.durations.sum() / 60
-        words = len(set().union(*map(words_of, manifest.column("text"))))
+        words = distinct_words(manifest.clips["text"])
         lines.append(f"{split:<12} {len(manifest):>6,} clips {minutes:7.1f} minutes {words:>6,} words")
     return "\n".join(lines)
 
